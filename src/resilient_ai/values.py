@@ -76,8 +76,9 @@ class Batch:
 
     `input_ids` and `attention_mask` are int64 (rows, longest); `lengths` is (rows,) and counts
     the real tokens. `type_ids` is int64 (rows, longest) or None. `shared_ids` are tokens that
-    belong to every row: the query of a late-interaction batch. `deadline` is a `time.monotonic`
-    instant (seconds) after which nobody waits for the result.
+    belong to every row: the query of a late-interaction batch. `due` and `deadline` are
+    `time.monotonic` instants (seconds): when the first of its callers stops waiting (None: nobody has
+    a limit), and when the last one does (None: somebody waits without limit).
     """
 
     model: str
@@ -87,6 +88,7 @@ class Batch:
     lengths: IntArray
     type_ids: IntArray | None = None
     shared_ids: IntArray | None = None
+    due: float | None = None
     deadline: float | None = None
     priority: Priority = "interactive"
 

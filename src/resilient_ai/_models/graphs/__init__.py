@@ -1,0 +1,20 @@
+"""From weights to the graph that runs fastest, without a training framework.
+
+::
+
+    config.json + safetensors --checkpoint--> family module --Graph--> writing --> .onnx (+ .data)
+                                              (bert, ...)              build keeps and validates them
+"""
+
+from resilient_ai._models.graphs.build import BUILDER_VERSION, build_graph, ensure_graph
+from resilient_ai._models.graphs.describe import GraphDescription, describe_graph
+from resilient_ai._models.graphs.options import GraphOptions
+
+__all__ = [
+    "BUILDER_VERSION",
+    "GraphDescription",
+    "GraphOptions",
+    "build_graph",
+    "describe_graph",
+    "ensure_graph",
+]

@@ -1,0 +1,219 @@
+"""Makes the graph of a model folder once, and keeps it.
+
+Beside each cached graph stands a record of what it was made from. A graph is used only while
+builder, options, weights and the graph's own bytes are what the record says; else it is made
+again. Files appear by rename, the record last, so a crash at any point leaves either a valid
+graph or one that is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from resilient_ai._models.graphs import bert, xlm_roberta
+from resilient_ai._models.graphs.checkpoint import CONFIG, Config
+from resilient_ai._models.graphs.ops import Graph
+from resilient_ai._models.graphs.options import GraphOptions
+from resilient_ai._models.graphs.stamps import FileStamp, Record, still_same
+from resilient_ai._models.graphs.weights import Weights, weight_files
+from resilient_ai._models.graphs.writing import INLINE_LIMIT, graph_files, write_graph
+from resilient_ai.errors import ConfigurationError, DeadlineExceeded, ModelNotFound, ResilientAIError
+
+__all__ = ["BUILDER_VERSION", "FAMILIES", "build_graph", "ensure_graph"]
+
+BUILDER_VERSION = "1"
+"""Raise it with every change that alters the graphs; cached ones are then made again."""
+
+BuildFamily = Callable[[Config, Weights, GraphOptions], Graph]
+
+FAMILIES: Mapping[str, tuple[tuple[str, ...], BuildFamily]] = MappingProxyType(
+    {
+        "bert": (bert.MODEL_TYPES, bert.build),
+        "xlm-roberta": (xlm_roberta.MODEL_TYPES, xlm_roberta.build),
+    }
+)
+"""Per family: the `model_type`s its configurations may name, and its builder."""
+
+
+def build_graph(folder: Path, *, family: str, options: GraphOptions) -> Graph:
+    """Describe the graph of the model in `folder`; weights are read when it is written.
+
+    Raises:
+        ConfigurationError: when family or configuration ask for what is not supported.
+        ModelCorrupt: when configuration and weights are broken or contradict each other.
+        ModelNotFound: when a file is missing.
+    """
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ConfigurationError(f"No graph builder for family {family!r} (there are: {known}).")
+    model_types, build = FAMILIES[family]
+    config = Config(folder / CONFIG)
+    config.choice("model_type", model_types)
+    graph = build(config, Weights(folder), options)
+    told = {"builder": BUILDER_VERSION, "family": family, "head": options.head}
+    if options.pooling:
+        told["pooling"] = options.pooling
+    return replace(graph, metadata=tuple(sorted({**dict(graph.metadata), **told}.items())))
+
+
+def ensure_graph(
+    folder: Path,
+    cache_dir: Path,
+    *,
+    family: str,
+    pooling: str | None,
+    head: str,
+    token_outputs: bool | None = None,
+    inline_limit: int = INLINE_LIMIT,
+    lock_timeout: float = 600.0,
+) -> Path:
+    """The ONNX graph of the model in `folder`, made now unless a valid one is in `cache_dir`.
+
+    Safe to call from many threads and processes at once: one builds, the others wait and share.
+    A valid graph in a cache that cannot be written is used as it is.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors` (or an index and shards).
+        cache_dir: where graphs are kept; made when absent. Models may share it.
+        family: a key of `FAMILIES`.
+        pooling: "cls", "mean" or "max"; None with head "score".
+        head: "embedding" or "score".
+        token_outputs: see `GraphOptions.of`.
+        inline_limit: bytes of weights beyond which they go to a file of their own.
+        lock_timeout: seconds to wait for another process that is building the same graph.
+
+    Returns:
+        The graph's path; its weights file, if any, lies beside it.
+
+    Raises:
+        ConfigurationError: also when the cache cannot be written.
+        ModelCorrupt: when the model's files are not what they should be.
+        ModelNotFound: when a file of the model is missing.
+        DeadlineExceeded: when the other process did not finish within `lock_timeout`.
+    """
+    options = GraphOptions.of(head, pooling, token_outputs=token_outputs)
+    entry = _Entry.of(folder.resolve(), cache_dir, family, options, inline_limit)
+    if entry.is_valid():
+        return entry.path
+    with _writing_to(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(entry.beside("lock"), lock_timeout):
+            # Another process may have built it while this one waited.
+            if not entry.is_valid():
+                entry.build()
+    return entry.path
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One graph of the cache: where it is and what it must be made from."""
+
+    folder: Path
+    path: Path
+    family: str
+    options: GraphOptions
+    inline_limit: int
+
+    @classmethod
+    def of(
+        cls, folder: Path, cache_dir: Path, family: str, options: GraphOptions, inline_limit: int
+    ) -> _Entry:
+        told = json.dumps([str(folder), family, asdict(options), inline_limit], sort_keys=True)
+        tag = hashlib.sha256(told.encode()).hexdigest()[:12]
+        name = f"{family}-{options.pooling or options.head}-{tag}.onnx"
+        return cls(folder, cache_dir / name, family, options, inline_limit)
+
+    def beside(self, suffix: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{suffix}")
+
+    def is_valid(self) -> bool:
+        """Whether the cached graph may be used; keeps the record's times up to date."""
+        record = Record.read(self.beside("json"))
+        if record is None or (record.builder, record.options) != (BUILDER_VERSION, self._told()):
+            return False
+        sources = still_same(record.sources, self.folder, self._source_names())
+        results = still_same(record.results, self.path.parent, record.results)
+        if sources is None or results is None or self.path.name not in results:
+            return False
+        fresh = replace(record, sources=sources, results=results)
+        if fresh != record:
+            self._keep(fresh)
+        return True
+
+    def build(self) -> None:
+        """Make the graph in a folder of its own, then move it into place."""
+        sources = self._sources()
+        graph = build_graph(self.folder, family=self.family, options=self.options)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        # The lock is ours, so what lies here was left by a process that died.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            made = partial / self.path.name
+            write_graph(graph, made, inline_limit=self.inline_limit)
+            files = graph_files(made, graph, inline_limit=self.inline_limit)
+            results = {file.name: FileStamp.of(file) for file in files}
+            self.beside("json").unlink(missing_ok=True)
+            for file in files:
+                file.replace(self.path.with_name(file.name))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        Record(BUILDER_VERSION, self._told(), sources, results).write(self.beside("json"))
+
+    def _sources(self) -> dict[str, FileStamp]:
+        try:
+            return {name: FileStamp.of(self.folder / name) for name in self._source_names()}
+        except OSError as exc:
+            raise ModelNotFound(
+                f"{exc.filename} cannot be read ({exc.strerror}). Fetch the model again."
+            ) from exc
+
+    def _source_names(self) -> list[str]:
+        return [CONFIG, *(file.name for file in weight_files(self.folder))]
+
+    def _told(self) -> dict[str, Any]:
+        return {"family": self.family, **asdict(self.options), "inline_limit": self.inline_limit}
+
+    def _keep(self, record: Record) -> None:
+        try:
+            record.write(self.beside("json"))
+        except OSError:
+            # A cache that cannot be written stays valid; it is only read in full again next time.
+            return
+
+
+@contextmanager
+def _writing_to(cache_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except ResilientAIError:
+        # Some of our own errors are OSErrors too.
+        raise
+    except OSError as exc:
+        msg = f"Cannot write the graph to {cache_dir} ({exc.strerror or exc}). Make the folder writable"
+        msg = f"{msg} (chmod u+w '{cache_dir}'), free some space, or name another cache folder."
+        raise ConfigurationError(msg) from exc
+
+
+@contextmanager
+def _locked(path: Path, timeout: float) -> Iterator[None]:
+    try:
+        lock = FileLock(path, timeout=timeout)
+        lock.acquire()
+    except Timeout as exc:
+        msg = f"Another process has been building {path.stem} for more than {timeout:g} s."
+        raise DeadlineExceeded(f"{msg} If none is running, delete {path} and try again.") from exc
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,130 @@
+"""Turns a `Graph` into an ONNX file, the same bytes for the same graph every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from resilient_ai._models.graphs.ops import CONTRIB, Array, Graph, Initializer, Node, Port
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+__all__ = ["INLINE_LIMIT", "graph_files", "write_graph"]
+
+INLINE_LIMIT = 32 * 2**20
+"""Bytes of weights up to which they stand inside the graph file.
+
+A protobuf message is copied several times while it is written and cannot pass 2 GiB. Weights in a
+file of their own are written one tensor at a time, and a session maps them into memory: the same
+speed, a faster start, and a third of the memory while building (docs/decisions-graphs.md).
+"""
+
+# LayerNormalization came with opset 17; nothing newer is needed, so older runtimes still load it.
+_OPSET = 17
+_IR_VERSION = 8
+# Parts of a file can be mapped into memory from page borders only.
+_ALIGNMENT = 4096
+# What is smaller stays in the graph file: shapes and axes are needed before weights are mapped.
+_SMALL = 1024
+
+
+def graph_files(path: Path, graph: Graph, *, inline_limit: int = INLINE_LIMIT) -> tuple[Path, ...]:
+    """The files `write_graph` makes for this graph, weights before the graph that names them."""
+    if graph.nbytes <= inline_limit:
+        return (path,)
+    return path.with_name(f"{path.name}.data"), path
+
+
+def write_graph(graph: Graph, path: Path, *, inline_limit: int = INLINE_LIMIT) -> None:
+    """Write the graph, and beside it its weights where they pass `inline_limit` bytes.
+
+    Not atomic: write into a folder of your own and rename.
+
+    Raises:
+        OSError: when a file cannot be written.
+        ModelCorrupt: when a weight's values cannot be used.
+    """
+    files = graph_files(path, graph, inline_limit=inline_limit)
+    if len(files) == 1:
+        tensors = [_inline(initializer) for initializer in graph.initializers]
+    else:
+        with files[0].open("wb") as stream:
+            tensors = list(_external(graph, stream, files[0].name))
+    path.write_bytes(_model(graph, tensors).SerializeToString(deterministic=True))
+
+
+def _model(graph: Graph, tensors: list[TensorProto]) -> ModelProto:
+    from onnx import helper  # noqa: PLC0415  (slow to import, and needed only when a graph is built)
+
+    nodes = [_node(node) for node in graph.nodes]
+    inputs, outputs = ([_value_info(port) for port in ports] for ports in (graph.inputs, graph.outputs))
+    proto = helper.make_graph(nodes, graph.name, inputs, outputs, tensors)
+    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)]
+    model = helper.make_model(
+        proto, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="resilient_ai"
+    )
+    helper.set_model_props(model, dict(graph.metadata))
+    return model
+
+
+def _node(node: Node) -> NodeProto:
+    from onnx import helper  # noqa: PLC0415
+
+    attributes: dict[str, Any] = dict(node.attributes)
+    name = node.outputs[0]
+    return helper.make_node(node.op, node.inputs, node.outputs, name=name, domain=node.domain, **attributes)
+
+
+def _value_info(port: Port) -> ValueInfoProto:
+    from onnx import helper  # noqa: PLC0415
+
+    return helper.make_tensor_value_info(port.name, _data_type(port.dtype), list(port.dims))
+
+
+def _data_type(dtype: str) -> int:
+    from onnx import helper  # noqa: PLC0415
+
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def _inline(initializer: Initializer) -> TensorProto:
+    tensor = _empty(initializer)
+    tensor.raw_data = _values(initializer).tobytes()
+    return tensor
+
+
+def _external(graph: Graph, stream: BinaryIO, location: str) -> Iterator[TensorProto]:
+    """Write the large weights to `stream`, one after another, and point at them."""
+    from onnx import TensorProto  # noqa: PLC0415
+
+    for initializer in graph.initializers:
+        if initializer.nbytes < _SMALL:
+            yield _inline(initializer)
+            continue
+        stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+        place = {"location": location, "offset": stream.tell(), "length": initializer.nbytes}
+        stream.write(_values(initializer).data)
+        tensor = _empty(initializer)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        yield tensor
+
+
+def _empty(initializer: Initializer) -> TensorProto:
+    from onnx import TensorProto  # noqa: PLC0415
+
+    kind = _data_type(initializer.dtype)
+    return TensorProto(name=initializer.name, data_type=kind, dims=initializer.shape)
+
+
+def _values(initializer: Initializer) -> Array:
+    # ONNX stores little-endian numbers, whatever the machine.
+    little = np.dtype(initializer.dtype).newbyteorder("<")
+    values: np.ndarray[Any, Any] = np.ascontiguousarray(initializer.load(), little)
+    # ascontiguousarray makes a vector of a number.
+    return values.reshape(initializer.shape)

@@ -1,0 +1,108 @@
+"""Checks what callers hand in, before anything else sees it: their errors stay theirs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast, get_args
+
+from resilient_ai._models.cards import InputType
+from resilient_ai.errors import InvalidInput
+from resilient_ai.values import Priority
+
+__all__ = [
+    "check_count",
+    "check_dimensions",
+    "check_input_type",
+    "check_instruction",
+    "check_priority",
+    "check_stream",
+    "check_text",
+    "check_texts",
+    "check_timeout",
+    "check_top_k",
+]
+
+
+def check_texts(texts: Iterable[str], *, what: str = "texts") -> Sequence[str]:
+    """Return the texts as a list or tuple of `str`; name the first that is not one."""
+    if isinstance(texts, (str, bytes, bytearray)):
+        kind = type(texts).__name__
+        raise InvalidInput(f"{what} must be a list of strings, not one {kind}; write [{what[:-1]}]")
+    try:
+        found = texts if isinstance(texts, (list, tuple)) else list(texts)
+    except TypeError as exc:
+        raise InvalidInput(f"{what} must be a list of strings, not {type(texts).__name__}") from exc
+    if set(map(type, found)) <= {str}:
+        return found
+    for index, text in enumerate(found):
+        check_text(text, what=f"{what}[{index}]")
+    return found
+
+
+def check_text(text: Any, *, what: str = "text") -> str:
+    if isinstance(text, str):
+        return text
+    remedy = (
+        "decode it first, e.g. with .decode('utf-8')"
+        if isinstance(text, (bytes, bytearray))
+        else "leave it out"
+    )
+    raise InvalidInput(f"{what} is {type(text).__name__}, not a string; {remedy}")
+
+
+def check_stream(texts: Any) -> Iterator[str]:
+    """An iterator over what should be texts; each is checked when its chunk is."""
+    if isinstance(texts, (str, bytes, bytearray)) or not isinstance(texts, Iterable):
+        raise InvalidInput(f"texts must be an iterable of strings, not {type(texts).__name__}")
+    return iter(texts)
+
+
+def check_count(count: Any, *, what: str) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidInput(f"{what} must be a whole number of at least 1, not {count!r}")
+    return count
+
+
+def check_timeout(timeout: Any, default: float | None) -> float | None:
+    """Seconds for the whole call; `default` where the caller names none."""
+    if timeout is None:
+        return default
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, (int, float))
+        or math.isnan(timeout)
+        or timeout <= 0
+    ):
+        raise InvalidInput(f"timeout must be a positive number of seconds or None, not {timeout!r}")
+    return None if math.isinf(timeout) else float(timeout)
+
+
+def check_priority(priority: Any) -> Priority:
+    if priority not in get_args(Priority):
+        raise InvalidInput(f"priority must be 'interactive' or 'bulk', not {priority!r}")
+    return cast("Priority", priority)
+
+
+def check_input_type(input_type: Any) -> InputType:
+    if input_type not in get_args(InputType):
+        raise InvalidInput(f"input_type must be 'query' or 'document', not {input_type!r}")
+    return cast("InputType", input_type)
+
+
+def check_instruction(instruction: Any) -> str | None:
+    return None if instruction is None else check_text(instruction, what="instruction")
+
+
+def check_top_k(top_k: Any) -> int | None:
+    """How many documents to keep; None keeps all."""
+    return None if top_k is None else check_count(top_k, what="top_k")
+
+
+def check_dimensions(dimensions: Any, most: int) -> int:
+    """How many leading dimensions to keep; all of them by default."""
+    if dimensions is None:
+        return most
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= most:
+        raise InvalidInput(f"dimensions must be a whole number from 1 to {most}, not {dimensions!r}")
+    return dimensions

@@ -1,0 +1,262 @@
+"""Merges waiting calls into batches and runs them: the heart of the straight way.
+
+A runner thread takes a *wave* of rows from the queue (what waits on one lane, up to a limit),
+encodes it, sorts it by length, cuts it into batches and runs them. Callers that arrive while a
+wave runs form the next one, so they share batches without anybody waiting for company. Between
+two batches a more urgent wave may go first.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from resilient_ai._inference.batching import collate, plan
+from resilient_ai._inference.buffers import BufferPool
+from resilient_ai._serving.jobs import Job, Lane, Slice, internal_error
+from resilient_ai._serving.queue import JobQueue, urgency
+from resilient_ai.errors import Overloaded, ResilientAIError, ServiceClosed
+from resilient_ai.values import Batch, IntArray, Tokens, Vectors
+
+__all__ = ["Dispatcher", "QueueSnapshot"]
+
+_WAVE_ROWS = 256
+"""Enough rows for sorting by length to pay, few enough that the next caller's turn comes soon."""
+
+_SMOOTHING = 0.1
+"""Weight of the newest batch in the running estimate of seconds per row."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSnapshot:
+    """What waits and what was turned away: `calls` and `rows` now, `capacity` in calls."""
+
+    calls: int
+    rows: int
+    capacity: int
+    in_flight_calls: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wave:
+    """Encoded rows of one or more jobs: row i is row `positions[i]` of `jobs[owners[i]]`."""
+
+    lane: Lane
+    jobs: tuple[Job[Any], ...]
+    owners: IntArray
+    positions: IntArray
+    tokens: Tokens
+    shared_ids: IntArray | None
+
+
+class Dispatcher:
+    """Runs `Job`s on their lanes' backends. Thread-safe.
+
+    `queue_size` bounds the calls that wait; `runners` is the number of threads that run batches.
+    The threads start with the first job. Every job that was accepted ends: with its answer, an
+    error of its own, or `ServiceClosed`.
+    """
+
+    def __init__(
+        self,
+        pool: BufferPool,
+        *,
+        queue_size: int,
+        runners: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = pool
+        self._queue_size = queue_size
+        self._runners = runners
+        self._clock = clock
+        self._changed = threading.Condition()
+        # Guarded by `_changed`.
+        self._queue = JobQueue()
+        self._active: set[Job[Any]] = set()
+        self._closed = False
+        self._rejected = 0
+        self._seconds_per_row = 0.0
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, job: Job[Any]) -> None:
+        """Queue a job; never blocks on work. Raises `Overloaded` or `ServiceClosed` at once."""
+        with self._changed:
+            if self._closed:
+                raise ServiceClosed("the service is closed; create a new one")
+            if len(self._queue) >= self._queue_size:
+                self._rejected += 1
+                raise self._overloaded()
+            self._queue.put(job)
+            if not self._threads:
+                self._start_threads()
+            self._changed.notify()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether calls are taken and every runner is there to run them."""
+        return not self._closed and all(thread.is_alive() for thread in self._threads)
+
+    def snapshot(self) -> QueueSnapshot:
+        with self._changed:
+            return QueueSnapshot(
+                len(self._queue), self._queue.rows, self._queue_size, len(self._active), self._rejected
+            )
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop. Calls that wait get `ServiceClosed`; a batch under way may finish for `timeout` seconds.
+
+        May be called twice and from any thread, a runner's own included.
+        """
+        with self._changed:
+            self._closed = True
+            waiting = self._queue.drain()
+            self._changed.notify_all()
+        _fail(waiting, ServiceClosed("the service was closed before this call's turn came"))
+        give_up = self._clock() + timeout
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, give_up - self._clock()))
+        with self._changed:
+            stuck = list(self._active)
+        _fail(stuck, ServiceClosed("the service was closed while this call was running"))
+
+    def _start_threads(self) -> None:
+        for number in range(self._runners):
+            name = f"resilient-ai-runner-{number}"
+            self._threads.append(threading.Thread(target=self._loop, name=name, daemon=True))
+            self._threads[-1].start()
+
+    def _overloaded(self) -> Overloaded:
+        wait = max(0.05, self._queue.rows * self._seconds_per_row)
+        return Overloaded(f"{len(self._queue)} calls wait already; try again in {wait:.2f} s", wait)
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not (slices := self._take()):
+                    if self._closed:
+                        return
+                    self._changed.wait()
+            self._serve(slices)
+
+    def _take(self, **limits: int) -> list[Slice]:
+        """Take a wave from the queue; the caller holds the lock."""
+        slices = self._queue.take(_WAVE_ROWS, **limits)
+        self._active.update(part.job for part in slices)
+        return slices
+
+    def _serve(self, slices: list[Slice]) -> None:
+        """Run one wave. Whatever goes wrong ends the wave's own jobs; the runner lives on."""
+        try:
+            self._encode_and_run(slices)
+        except BaseException as exc:  # noqa: BLE001 - a runner must not die with callers waiting
+            _fail([part.job for part in slices], exc)
+        finally:
+            with self._changed:
+                self._active.difference_update(part.job for part in slices)
+
+    def _encode_and_run(self, slices: list[Slice]) -> None:
+        try:
+            wave = _encode(slices)
+        except ResilientAIError:
+            if len(slices) == 1:
+                raise
+            # One caller's bad text is no other caller's business: each goes on alone.
+            for part in slices:
+                self._serve([part])
+            return
+        level = urgency(wave.jobs[0])
+        for rows in plan(
+            wave.tokens.lengths, token_budget=wave.lane.token_budget, max_rows=wave.lane.max_rows
+        ):
+            self._let_pass(level)
+            self._run_batch(wave, rows)
+
+    def _let_pass(self, level: int) -> None:
+        """Serve one wave of calls more urgent than `level`, if any wait."""
+        if level == 0:
+            return
+        with self._changed:
+            slices = self._take(before=level)
+        if slices:
+            self._serve(slices)
+
+    def _run_batch(self, wave: _Wave, rows: IntArray) -> None:
+        if self._closed:
+            _fail(wave.jobs, ServiceClosed("the service was closed while this call was running"))
+        over = np.array([job.is_over for job in wave.jobs])
+        rows = rows[~over[wave.owners[rows]]]
+        if not rows.size:
+            return
+        jobs = [wave.jobs[owner] for owner in np.unique(wave.owners[rows])]
+        started = self._clock()
+        try:
+            with self._collate(wave, rows, jobs) as batch:
+                answer = wave.lane.backend.run(batch)
+        except ResilientAIError as exc:
+            _fail(jobs, exc)
+            return
+        self._learn((self._clock() - started) / len(rows))
+        _distribute(wave, rows, answer)
+
+    def _collate(self, wave: _Wave, rows: IntArray, jobs: list[Job[Any]]) -> AbstractContextManager[Batch]:
+        deadlines = [job.deadline for job in jobs if job.deadline is not None]
+        return collate(
+            wave.tokens,
+            rows,
+            self._pool,
+            model=wave.lane.model,
+            task=wave.lane.task,
+            shared_ids=wave.shared_ids,
+            due=min(deadlines, default=None),
+            deadline=max(deadlines) if len(deadlines) == len(jobs) else None,
+            priority=jobs[0].priority,
+        )
+
+    def _learn(self, seconds_per_row: float) -> None:
+        with self._changed:
+            known = self._seconds_per_row or seconds_per_row
+            self._seconds_per_row = known + _SMOOTHING * (seconds_per_row - known)
+
+
+def _encode(slices: list[Slice]) -> _Wave:
+    lane = slices[0].job.lane
+    sizes = [part.stop - part.start for part in slices]
+    tokens = lane.encode([item for part in slices for item in part.items])
+    first = 0
+    for part, size in zip(slices, sizes, strict=True):
+        part.job.note_tokens(part, tokens, first)
+        first += size
+    return _Wave(
+        lane=lane,
+        jobs=tuple(part.job for part in slices),
+        owners=np.repeat(np.arange(len(slices)), sizes),
+        positions=np.concatenate([np.arange(part.start, part.stop) for part in slices]),
+        tokens=tokens,
+        shared_ids=lane.encode([lane.shared]).ids if lane.shared is not None else None,
+    )
+
+
+def _distribute(wave: _Wave, rows: IntArray, answer: Vectors) -> None:
+    """Hand each job its rows of a batch."""
+    owners = wave.owners[rows]
+    for owner in np.unique(owners):
+        mine = owners == owner
+        wave.jobs[owner].add(wave.positions[rows[mine]], answer.values[mine], answer)
+
+
+def _fail(jobs: Iterable[Job[Any]], error: BaseException) -> None:
+    """Fail every job, each with an error object of its own: shared ones mix up their tracebacks."""
+    known = error if isinstance(error, ResilientAIError) else internal_error(error)
+    for job in jobs:
+        own = copy.copy(known)
+        own.__cause__ = known.__cause__
+        job.fail(own)

@@ -1,0 +1,67 @@
+"""Loads models in the background, so that nobody's thread and nobody else's call waits for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from resilient_ai.errors import ServiceClosed
+
+__all__ = ["BackgroundLoader"]
+
+T = TypeVar("T")
+
+
+class BackgroundLoader(Generic[T]):
+    """Runs `load(name)` once per name at a time, each on a thread of its own. Thread-safe.
+
+    A load that failed is forgotten once its waiters were told: the next request tries again.
+    """
+
+    def __init__(self, load: Callable[[str], T]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        # Guarded by `_lock`.
+        self._under_way: dict[str, Future[T]] = {}
+        self._closed = False
+
+    def request(self, name: str) -> Future[T]:
+        """Return the future of a load of `name` that is under way, or start one."""
+        with self._lock:
+            if self._closed:
+                raise ServiceClosed("the service is closed; create a new one")
+            future = self._under_way.get(name)
+            if future is None:
+                future = self._under_way[name] = Future()
+                threading.Thread(
+                    target=self._run, args=(name, future), name=f"resilient-ai-load-{name}", daemon=True
+                ).start()
+            return future
+
+    def close(self) -> None:
+        """Fail what is under way with `ServiceClosed`; the threads end with their current step."""
+        with self._lock:
+            self._closed = True
+            waiting = list(self._under_way.values())
+        for future in waiting:
+            with suppress(InvalidStateError):
+                future.set_exception(ServiceClosed("the service was closed while its model was loading"))
+
+    def _run(self, name: str, future: Future[T]) -> None:
+        try:
+            loaded = self._load(name)
+        except BaseException as exc:  # noqa: BLE001 - every waiter must hear of it, whatever it was
+            self._forget(name)
+            with suppress(InvalidStateError):
+                future.set_exception(exc)
+        else:
+            self._forget(name)
+            with suppress(InvalidStateError):
+                future.set_result(loaded)
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._under_way.pop(name, None)

@@ -1,0 +1,313 @@
+"""The service: settings in, vectors and rankings out."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
+from types import TracebackType
+from typing import Self, TypedDict, TypeVar, Unpack
+
+import numpy as np
+
+from resilient_ai._inference.buffers import BufferPool
+from resilient_ai._inference.cores import usable_cores
+from resilient_ai._inference.session import GpuOptions
+from resilient_ai._models.cards import InputType
+from resilient_ai._models.registry import ModelRegistry
+from resilient_ai._serving import arguments as check
+from resilient_ai._serving.assembly import Assembler
+from resilient_ai._serving.cache import VectorCache
+from resilient_ai._serving.calls import EmbedCall, RerankCall
+from resilient_ai._serving.engine import Engine
+from resilient_ai._serving.health import Health, Notices, examine
+from resilient_ai._serving.hosting import BatchLimits, HostedModel
+from resilient_ai._serving.jobs import Progress
+from resilient_ai._telemetry.log import log, set_level
+from resilient_ai.settings import AISettings
+from resilient_ai.values import Embeddings, FloatArray, Priority, Ranking
+
+__all__ = ["AIService", "EmbedOptions", "RerankOptions"]
+
+LATE_INTERACTION = "late-interaction"
+STREAM_CHUNK = 256
+STREAM_AHEAD = 2
+
+_MEGABYTE = 1 << 20
+
+Answer = TypeVar("Answer")
+
+
+class EmbedOptions(TypedDict, total=False):
+    """What every embedding call may be given.
+
+    `input_type` chooses the model's query or document prompt and `instruction` replaces the task
+    in it. `dimensions` keeps the first so many, then normalises again. `normalize` overrides the
+    setting AI_NORMALIZE. `timeout` is in seconds and for the whole call, loading included;
+    "interactive" goes before "bulk". `progress(done, total)` is called after each batch.
+    """
+
+    input_type: InputType
+    instruction: str | None
+    dimensions: int | None
+    normalize: bool | None
+    timeout: float | None
+    priority: Priority
+    progress: Progress | None
+
+
+class RerankOptions(TypedDict, total=False):
+    """What every reranking call may be given.
+
+    `top_k` keeps the best so many; `instruction` replaces the task in the model's prompt;
+    `raw_scores` gives the logits. The others are as for embedding.
+    """
+
+    top_k: int | None
+    instruction: str | None
+    raw_scores: bool
+    timeout: float | None
+    priority: Priority
+    progress: Progress | None
+
+
+class AIService:
+    """Embeddings and rerankings from one model pair, for any number of threads at once.
+
+    Construction checks the settings; models load and threads start with the first call that
+    needs them, or with `load`. Close it, or use it as a context manager; a service that is
+    forgotten closes itself. The child of a fork gets an engine of its own.
+
+    Errors: `InvalidInput` for wrong arguments, `DeadlineExceeded`, `Overloaded`, `ServiceClosed`,
+    `ModelNotFound` and `ModelCorrupt` from loading, `DeviceFailed` from running. An error of one
+    caller never shows to another.
+    """
+
+    def __init__(self, settings: AISettings | None = None) -> None:
+        self._settings = settings if settings is not None else AISettings()
+        set_level(self._settings.log_level)
+        self._notices = Notices()
+        self._closed = False
+        self._engine, self._close_engine = self._start_engine()
+        _services.add(self)
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """The service as the AI_* environment and the configuration file describe it."""
+        return cls(AISettings())
+
+    @property
+    def settings(self) -> AISettings:
+        return self._settings
+
+    @property
+    def registry(self) -> ModelRegistry[HostedModel]:
+        """The models this service knows and those it has loaded."""
+        return self._engine.registry
+
+    def load(self, *, timeout: float | None = None) -> None:
+        """Load the embedding model, and the reranking model unless it needs none, before the first call."""
+        limit = check.check_timeout(timeout, self._settings.default_timeout)
+        for name in dict.fromkeys((self._settings.model_name, self._reranker())):
+            self._engine.load(name, limit)
+
+    def embed(self, texts: Iterable[str], **options: Unpack[EmbedOptions]) -> Embeddings:
+        """Turn texts into vectors, float32 (n, dimensions), in the order of the texts.
+
+        A text beyond the model's limit is cut and marked in `truncated`; an empty list gives
+        (0, dimensions). The options are those of `EmbedOptions`.
+        """
+        return _wait(self.submit_embed(texts, **options))
+
+    def submit_embed(
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: InputType = "document",
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        timeout: float | None = None,
+        priority: Priority = "interactive",
+        progress: Progress | None = None,
+    ) -> Future[Embeddings]:
+        """Start what `embed` does and return its future at once; it can be cancelled until it is done."""
+        call = EmbedCall(
+            texts=check.check_texts(texts),
+            input_type=check.check_input_type(input_type),
+            instruction=check.check_instruction(instruction),
+            dimensions=dimensions,
+            normalize=self._settings.normalize if normalize is None else bool(normalize),
+            cache=self._engine.cache,
+        )
+        return self._engine.submit(
+            self._settings.model_name,
+            call,
+            timeout=check.check_timeout(timeout, self._settings.default_timeout),
+            priority=check.check_priority(priority),
+            progress=progress,
+        )
+
+    def embed_query(self, text: str, **options: Unpack[EmbedOptions]) -> FloatArray:
+        """The vector of one query, float32 (dimensions,), with the model's query prompt."""
+        options.setdefault("input_type", "query")
+        vectors: FloatArray = self.embed([check.check_text(text)], **options).vectors
+        return np.asarray(vectors[0])
+
+    def embed_documents(self, texts: Iterable[str], **options: Unpack[EmbedOptions]) -> FloatArray:
+        """The vectors of documents, float32 (n, dimensions), with the model's document prompt."""
+        return self.embed(texts, **options).vectors
+
+    def embed_stream(
+        self, texts: Iterable[str], *, chunk_size: int = STREAM_CHUNK, **options: Unpack[EmbedOptions]
+    ) -> Iterator[Embeddings]:
+        """Embed any number of texts in order and in bounded memory, `chunk_size` at a time.
+
+        Reads `texts` at most two chunks ahead of what was taken. Priority is "bulk" unless given;
+        `timeout` is for each chunk. Closing the iterator cancels what it has under way.
+        """
+        check.check_count(chunk_size, what="chunk_size")
+        options.setdefault("priority", "bulk")
+        return self._stream(check.check_stream(texts), chunk_size, options)
+
+    def _stream(
+        self, texts: Iterator[str], chunk_size: int, options: EmbedOptions
+    ) -> Generator[Embeddings, None, None]:
+        under_way: deque[Future[Embeddings]] = deque()
+        try:
+            while chunk := list(islice(texts, chunk_size)):
+                under_way.append(self.submit_embed(chunk, **options))
+                while under_way and (len(under_way) > STREAM_AHEAD or under_way[0].done()):
+                    yield _wait(under_way.popleft())
+            while under_way:
+                yield _wait(under_way.popleft())
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def rerank(self, query: str, documents: Iterable[str], **options: Unpack[RerankOptions]) -> Ranking:
+        """Rank documents by how well they answer the query, the best first.
+
+        Scores are those the model's card promises (0 to 1 for a sigmoid). With
+        AI_RERANKER_NAME=late-interaction the embedding model scores, by the best cosine of each
+        query token, averaged. The options are those of `RerankOptions`.
+        """
+        return _wait(self.submit_rerank(query, documents, **options))
+
+    def submit_rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_k: int | None = None,
+        instruction: str | None = None,
+        raw_scores: bool = False,
+        timeout: float | None = None,
+        priority: Priority = "interactive",
+        progress: Progress | None = None,
+    ) -> Future[Ranking]:
+        """Start what `rerank` does and return its future at once; it can be cancelled until it is done."""
+        call = RerankCall(
+            query=check.check_text(query, what="query"),
+            documents=check.check_texts(documents, what="documents"),
+            top_k=check.check_top_k(top_k),
+            instruction=check.check_instruction(instruction),
+            raw_scores=bool(raw_scores),
+        )
+        return self._engine.submit(
+            self._reranker(),
+            call,
+            timeout=check.check_timeout(timeout, self._settings.default_timeout),
+            priority=check.check_priority(priority),
+            progress=progress,
+        )
+
+    def health(self) -> Health:
+        """What is really loaded, queued and running; takes no device's time."""
+        return examine(self._engine, main_model=self._settings.model_name, warnings=self._notices.texts())
+
+    def close(self, *, timeout: float = 5.0) -> None:
+        """End the service; may be called twice.
+
+        Calls that wait get `ServiceClosed`; what runs may finish for `timeout` seconds.
+        """
+        self._closed = True
+        self._close_engine.detach()
+        self._engine.close(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<AIService {self._settings.model_name} + {self._settings.reranker_name} {state}>"
+
+    def _reranker(self) -> str:
+        name = self._settings.reranker_name
+        return self._settings.model_name if name == LATE_INTERACTION else name
+
+    def _start_engine(self) -> tuple[Engine, weakref.finalize[..., AIService]]:
+        """An engine, and what closes it when the service is forgotten or the interpreter exits."""
+        engine = build_engine(self._settings, self._notices.add)
+        return engine, weakref.finalize(self, engine.close)
+
+    def _renew_after_fork(self) -> None:
+        """In the child of a fork: none of the engine's threads came along, so it gets a new one."""
+        self._close_engine.detach()
+        if not self._closed:
+            self._engine, self._close_engine = self._start_engine()
+
+
+_services: weakref.WeakSet[AIService] = weakref.WeakSet()
+
+
+def _renew_services() -> None:
+    for service in list(_services):
+        service._renew_after_fork()  # noqa: SLF001 - its own class, after a fork
+
+
+os.register_at_fork(after_in_child=_renew_services)
+
+
+def build_engine(settings: AISettings, warn: Callable[[str], None]) -> Engine:
+    """Put the parts together as the settings say."""
+    gpu = None
+    if settings.use_gpu in {"auto", "always"}:
+        gpu = GpuOptions(
+            device_id=settings.gpu_device_ids[0],
+            allow_growth=settings.gpu_allow_growth,
+            tensorrt=settings.use_tensorrt == "true",
+        )
+    assemble = Assembler(
+        threads=min(settings.parallel_workers, usable_cores()),
+        max_tokens=settings.max_length,
+        limits=BatchLimits(settings.token_budget, settings.batch_size),
+        precision=settings.precision,
+        gpu=gpu,
+        on_missing_gpu=warn if settings.use_gpu == "always" else log.info,
+    )
+    return Engine(
+        ModelRegistry(
+            settings.model_path, mirror=settings.mirror_url, offline=settings.offline, loader=assemble
+        ),
+        BufferPool(settings.memory_pool_size * _MEGABYTE),
+        VectorCache(settings.cache_size),
+        queue_size=settings.queue_size,
+    )
+
+
+def _wait(future: Future[Answer]) -> Answer:
+    """Wait for a call; a caller that is interrupted meanwhile (Ctrl-C) withdraws it."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

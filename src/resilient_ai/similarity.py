@@ -1,0 +1,76 @@
+"""How alike vectors are, and which are most alike: exact, in numpy, for up to some million rows.
+
+Inputs are float arrays, one vector or one vector a row; results are float32. Vectors need not be
+normalised. All functions raise `InvalidInput` for shapes that do not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from resilient_ai.errors import InvalidInput
+
+__all__ = ["cosine", "maxsim", "top_k"]
+
+_SMALLEST_NORM = np.float32(1e-12)
+
+
+def cosine(a: ArrayLike, b: ArrayLike) -> Any:
+    """The cosine of the angle between vectors, from -1 to 1; 0 where one of them is zero.
+
+    Two vectors give a float, a vector and m rows an array (m,), n and m rows an array (n, m).
+    """
+    left, right = _rows(a), _rows(b)
+    if left.shape[1] != right.shape[1]:
+        raise InvalidInput(
+            f"vectors of {left.shape[1]} and {right.shape[1]} dimensions cannot be compared: "
+            "use the same model and the same `dimensions` for both"
+        )
+    table = np.clip(_unit(left) @ _unit(right).T, -1, 1)
+    if np.ndim(a) == 1:
+        table = table[0]
+    if np.ndim(b) == 1:
+        table = table[..., 0]
+    return table if isinstance(table, np.ndarray) and table.ndim else float(table)
+
+
+def top_k(query: ArrayLike, vectors: ArrayLike, k: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k rows of `vectors` most like `query`: their numbers and cosines, the best first.
+
+    Ties keep the order of the rows; with fewer than k rows all of them are given.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InvalidInput(f"k must be a whole number of at least 1, not {k!r}")
+    if np.ndim(query) != 1:
+        raise InvalidInput(f"query must be one vector, not of shape {np.shape(query)}")
+    scores = np.asarray(cosine(query, _rows(vectors)), np.float32)
+    best = np.argsort(-scores, kind="stable")[:k]
+    return best, scores[best]
+
+
+def maxsim(query: ArrayLike, document: ArrayLike) -> float:
+    """Late-interaction score of two token matrices (tokens, dim), from -1 to 1.
+
+    For each query token its best cosine among the document's tokens, averaged over the query
+    (Khattab and Zaharia 2020, ColBERT, equation 3, divided by the number of query tokens).
+    """
+    best = np.atleast_2d(cosine(_rows(query), _rows(document))).max(axis=1)
+    return float(best.mean())
+
+
+def _rows(vectors: ArrayLike) -> NDArray[np.float32]:
+    try:
+        rows = np.atleast_2d(np.asarray(vectors, np.float32))
+    except (TypeError, ValueError) as exc:
+        raise InvalidInput(f"not a vector or a matrix of numbers: {exc}") from exc
+    if rows.ndim != 2 or rows.shape[1] == 0:  # noqa: PLR2004 - rows and columns
+        raise InvalidInput(f"expected one vector or one vector a row, not shape {np.shape(vectors)}")
+    return rows
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, _SMALLEST_NORM), np.float32)
