@@ -13,7 +13,19 @@ from resilient_ai import similarity
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._models.cards import ModelCard, ModelFile, ModelSource
 from resilient_ai._models.registry import ModelRegistry
+from resilient_ai._resilience.breaker import (
+    BreakerPolicy,
+    CircuitBreaker,
+    FailureRate,
+    Permit,
+    Rejection,
+    State,
+    Transition,
+)
+from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.health import Health
+from resilient_ai._serving.policy import FallbackPolicy
+from resilient_ai._serving.stats import FallbackStats
 from resilient_ai.aio import AsyncAIService
 from resilient_ai.errors import (
     AllBackendsFailed,
@@ -39,12 +51,18 @@ __all__ = [
     "AISettings",
     "AllBackendsFailed",
     "AsyncAIService",
+    "BreakerPolicy",
     "BufferPool",
+    "CircuitBreaker",
     "ConfigurationError",
     "DeadlineExceeded",
     "DeviceFailed",
     "DeviceUnavailable",
     "Embeddings",
+    "FailureRate",
+    "FallbackManager",
+    "FallbackPolicy",
+    "FallbackStats",
     "Health",
     "InvalidInput",
     "ModelCard",
@@ -54,10 +72,14 @@ __all__ = [
     "ModelRegistry",
     "ModelSource",
     "Overloaded",
+    "Permit",
     "RankedDocument",
     "Ranking",
+    "Rejection",
     "ResilientAIError",
     "ServiceClosed",
+    "State",
+    "Transition",
     "__version__",
     "similarity",
 ]

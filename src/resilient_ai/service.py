@@ -18,15 +18,19 @@ from resilient_ai._inference.cores import usable_cores
 from resilient_ai._inference.session import GpuOptions
 from resilient_ai._models.cards import InputType
 from resilient_ai._models.registry import ModelRegistry
+from resilient_ai._resilience.fault_plan import FaultPlan
 from resilient_ai._serving import arguments as check
-from resilient_ai._serving.assembly import Assembler
+from resilient_ai._serving.assembly import Assembler, Devices
 from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.calls import EmbedCall, RerankCall
 from resilient_ai._serving.engine import Engine
 from resilient_ai._serving.health import Health, Notices, examine
 from resilient_ai._serving.hosting import BatchLimits, HostedModel
 from resilient_ai._serving.jobs import Progress
+from resilient_ai._serving.policy import FallbackPolicy
+from resilient_ai._telemetry.events import EventBus, Observer
 from resilient_ai._telemetry.log import log, set_level
+from resilient_ai._telemetry.observers import LogObserver
 from resilient_ai.settings import AISettings
 from resilient_ai.values import Embeddings, FloatArray, Priority, Ranking
 
@@ -90,6 +94,10 @@ class AIService:
         self._settings = settings if settings is not None else AISettings()
         set_level(self._settings.log_level)
         self._notices = Notices()
+        self._events = EventBus()
+        self._events.subscribe(LogObserver())
+        if self._settings.allow_fault_injection:
+            self._notices.add("fault injection is permitted: this service may fail on purpose")
         self._closed = False
         self._engine, self._close_engine = self._start_engine()
         _services.add(self)
@@ -229,6 +237,13 @@ class AIService:
         """What is really loaded, queued and running; takes no device's time."""
         return examine(self._engine, main_model=self._settings.model_name, warnings=self._notices.texts())
 
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        """Have `observer(event)` called for every event; call what is returned to stop it.
+
+        It runs on the service's threads and must be quick; its errors are swallowed and counted.
+        """
+        return self._events.subscribe(observer)
+
     def close(self, *, timeout: float = 5.0) -> None:
         """End the service; may be called twice.
 
@@ -256,7 +271,7 @@ class AIService:
 
     def _start_engine(self) -> tuple[Engine, weakref.finalize[..., AIService]]:
         """An engine, and what closes it when the service is forgotten or the interpreter exits."""
-        engine = build_engine(self._settings, self._notices.add)
+        engine = build_engine(self._settings, self._notices.add, self._events)
         return engine, weakref.finalize(self, engine.close)
 
     def _renew_after_fork(self) -> None:
@@ -277,21 +292,21 @@ def _renew_services() -> None:
 os.register_at_fork(after_in_child=_renew_services)
 
 
-def build_engine(settings: AISettings, warn: Callable[[str], None]) -> Engine:
+_RUNNERS_WITH_GPU = 3
+"""While one waits for a device that may hang and one for its lane, one is free for the CPU."""
+
+
+def build_engine(settings: AISettings, warn: Callable[[str], None], events: EventBus) -> Engine:
     """Put the parts together as the settings say."""
-    gpu = None
-    if settings.use_gpu in {"auto", "always"}:
-        gpu = GpuOptions(
-            device_id=settings.gpu_device_ids[0],
-            allow_growth=settings.gpu_allow_growth,
-            tensorrt=settings.use_tensorrt == "true",
-        )
     assemble = Assembler(
         threads=min(settings.parallel_workers, usable_cores()),
         max_tokens=settings.max_length,
         limits=BatchLimits(settings.token_budget, settings.batch_size),
         precision=settings.precision,
-        gpu=gpu,
+        token_outputs=settings.reranker_name == LATE_INTERACTION,
+        devices=_devices(settings),
+        policy=_policy(settings),
+        events=events,
         on_missing_gpu=warn if settings.use_gpu == "always" else log.info,
     )
     return Engine(
@@ -301,6 +316,35 @@ def build_engine(settings: AISettings, warn: Callable[[str], None]) -> Engine:
         BufferPool(settings.memory_pool_size * _MEGABYTE),
         VectorCache(settings.cache_size),
         queue_size=settings.queue_size,
+        runners=1 if settings.use_gpu == "never" else _RUNNERS_WITH_GPU,
+    )
+
+
+def _devices(settings: AISettings) -> Devices:
+    gpu = GpuOptions(
+        device_id=settings.gpu_device_ids[0],
+        allow_growth=settings.gpu_allow_growth,
+        tensorrt=settings.use_tensorrt == "true",
+    )
+    plan = settings.fault_plan_json()
+    return Devices(
+        gpu=gpu if settings.use_gpu in {"auto", "always"} else None,
+        required=settings.use_gpu == "always",
+        simulated=settings.use_gpu == "simulated",
+        injectable=settings.allow_fault_injection,
+        faults=None if plan is None else FaultPlan.parse(plan),
+    )
+
+
+def _policy(settings: AISettings) -> FallbackPolicy:
+    return FallbackPolicy(
+        gpu_timeout=settings.gpu_timeout,
+        error_threshold=settings.error_threshold,
+        recovery_time=settings.recovery_time,
+        auto_retry=settings.auto_retry,
+        max_retries=settings.max_retries,
+        fallback=settings.fallback,
+        verify=settings.verify,
     )
 
 

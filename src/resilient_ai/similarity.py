@@ -57,8 +57,10 @@ def maxsim(query: ArrayLike, document: ArrayLike) -> float:
     For each query token its best cosine among the document's tokens, averaged over the query
     (Khattab and Zaharia 2020, ColBERT, equation 3, divided by the number of query tokens).
     """
-    best = np.atleast_2d(cosine(_rows(query), _rows(document))).max(axis=1)
-    return float(best.mean())
+    left, right = _rows(query), _rows(document)
+    if not len(left) or not len(right):
+        raise InvalidInput("late interaction needs at least one token on either side")
+    return float(cosine(left, right).max(axis=1).mean())
 
 
 def _rows(vectors: ArrayLike) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ nothing is computed for padding. `scatter` undoes what `plan` reordered.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -53,14 +53,12 @@ def collate(
     """
     lengths = tokens.lengths[rows]
     shape = (len(rows), max(1, int(lengths.max(initial=0))))
-    with ExitStack() as leases:
-        ids = leases.enter_context(pool.lease(shape, np.int64))
-        mask = leases.enter_context(pool.lease(shape, np.int64))
+    # One lease for all: who holds a part and waits for the rest may wait for somebody who does the same.
+    with pool.lease((2 if tokens.type_ids is None else 3, *shape), np.int64) as (ids, mask, *rest):
         np.less(np.arange(shape[1]), lengths[:, None], out=mask, casting="unsafe")
         _fill(ids, tokens.ids, tokens.offsets, rows)
-        types = None
-        if tokens.type_ids is not None:
-            types = leases.enter_context(pool.lease(shape, np.int64))
+        types = rest[0] if rest else None
+        if types is not None and tokens.type_ids is not None:
             _fill(types, tokens.type_ids, tokens.offsets, rows)
         yield Batch(
             model=model,

@@ -30,9 +30,10 @@ _STEPS_PER_DOUBLING = 4
 class PoolStatistics:
     """A snapshot of a `BufferPool`; sizes in bytes.
 
-    `allocated` counts lent and idle blocks, `peak` its highest value; `leases` are open now,
-    `leases_total` ever opened, `reuses` of them served without a new allocation; `fragmentation`
-    is the share of lent memory that nobody asked for (rounding up to size classes).
+    `allocated` counts lent and idle blocks, `peak` its highest value; `leases` are open now, shared
+    ones included; `leases_total` were ever asked of the pool, `allocations` of them took new memory
+    and `reuses` did not; `fragmentation` is the share of lent memory that nobody asked for (rounding
+    up to size classes).
     """
 
     budget: int
@@ -69,15 +70,17 @@ class Lease:
         return self._array
 
     def share(self) -> Lease:
-        array = self.array
-        self._pool._share(self._block)  # noqa: SLF001 - a lease is the pool's other half
+        with self._pool._returned:  # noqa: SLF001 - a lease is the pool's other half
+            array = self.array
+            self._pool._share(self._block)  # noqa: SLF001 - as above
         return Lease(self._pool, self._block, array)
 
     def release(self) -> None:
-        if self._array is None:
-            raise InvalidInput("this buffer was returned twice; release each lease once")
-        self._array = None
-        self._pool._give_back(self._block)  # noqa: SLF001 - a lease is the pool's other half
+        with self._pool._returned:  # noqa: SLF001 - a lease is the pool's other half
+            if self._array is None:
+                raise InvalidInput("this buffer was returned twice; release each lease once")
+            self._array = None
+            self._pool._give_back(self._block)  # noqa: SLF001 - as above
 
     def __enter__(self) -> NDArray[Any]:
         return self.array
@@ -117,8 +120,13 @@ class BufferPool:
         self._counts: Counter[str] = Counter()
 
     def lease(self, shape: tuple[int, ...], dtype: DTypeLike, *, timeout: float | None = None) -> Lease:
-        """Lend an array of `shape` and `dtype` with undefined contents."""
+        """Lend an array of `shape` and `dtype` with undefined contents.
+
+        Raises `InvalidInput` for a negative side, and for a dtype that is not plain bytes.
+        """
         dtype = np.dtype(dtype)
+        if dtype.hasobject or not dtype.itemsize or any(side < 0 for side in shape):
+            raise InvalidInput(f"memory cannot be lent as {dtype} of shape {shape}")
         wanted = math.prod(shape) * dtype.itemsize
         size = _size_class(wanted)
         if size > self._budget:
@@ -181,20 +189,20 @@ class BufferPool:
         return self._allocated + room <= self._budget
 
     def _share(self, block: _Block) -> None:
-        with self._returned:
-            block.holders += 1
-            self._open += 1
+        """Count one more holder; the lease holds the lock."""
+        block.holders += 1
+        self._open += 1
 
     def _give_back(self, block: _Block) -> None:
-        with self._returned:
-            self._open -= 1
-            block.holders -= 1
-            if block.holders:
-                return
-            self._lent -= block.memory.nbytes
-            self._wanted -= block.wanted
-            self._idle[block.memory.nbytes].append(block)
-            self._returned.notify_all()
+        """Count one holder less, and take the block back from the last; the lease holds the lock."""
+        self._open -= 1
+        block.holders -= 1
+        if block.holders:
+            return
+        self._lent -= block.memory.nbytes
+        self._wanted -= block.wanted
+        self._idle[block.memory.nbytes].append(block)
+        self._returned.notify_all()
 
 
 def _size_class(wanted: int) -> int:

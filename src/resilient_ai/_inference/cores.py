@@ -32,7 +32,10 @@ def _quotas(proc: Path, root: Path) -> list[float]:
     """Every CPU quota, in cores, on the path from the process's cgroup up to the root."""
     found = []
     for line in _read(proc / "self" / "cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, entry = line.partition(":")
+        controllers, _, path = entry.partition(":")
+        if not path:
+            continue
         if controllers == "":
             found += [_quota_v2(folder) for folder in _ancestry(root, path)]
         elif "cpu" in controllers.split(","):
@@ -68,6 +71,7 @@ def _cores(quota: str, period: str) -> float | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii")
+        # Names of cgroups are bytes like all file names, and must find their folder again.
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return ""

@@ -22,9 +22,16 @@ def pool(hidden: FloatArray, mask: IntArray, how: str) -> FloatArray:
     `how` is "cls" (first token), "last_token" (last real token, either padding side), "mean" or
     "max" (over real tokens). A row without any real token gives a zero vector.
     """
+    # What a device made of nothing is not an answer; what it made of something is left as it is,
+    # NaN included: those who check answers must see it.
+    real = np.asarray(mask.any(axis=1))
+    return np.where(real[:, None], _reduce(hidden, mask, how), np.float32(0))
+
+
+def _reduce(hidden: FloatArray, mask: IntArray, how: str) -> FloatArray:
     match how:
         case "cls":
-            return np.ascontiguousarray(hidden[:, 0])
+            return hidden[:, 0]
         case "last_token":
             last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
             return np.asarray(hidden[np.arange(len(hidden)), last])
@@ -33,8 +40,7 @@ def pool(hidden: FloatArray, mask: IntArray, how: str) -> FloatArray:
             total = np.matmul(weights, hidden)[:, 0]
             return np.asarray(total / np.maximum(weights.sum(axis=2), _SMALLEST_NORM), np.float32)
         case "max":
-            best = np.where(mask[:, :, None] > 0, hidden, -np.inf).max(axis=1)
-            return np.where(np.isfinite(best), best, 0).astype(np.float32)
+            return np.asarray(np.where(mask[:, :, None] > 0, hidden, -np.inf).max(axis=1), np.float32)
     raise ConfigurationError(f"pooling {how!r} is unknown; use cls, mean, max or last_token")
 
 

@@ -38,7 +38,7 @@ InputType = Literal["query", "document"]
 Body = Literal["weights", "graph"]
 """The two forms a model comes in: safetensors that a graph is built from, or a finished graph."""
 
-BUILDABLE: Final[frozenset[Family]] = frozenset({"bert"})
+BUILDABLE: Final[frozenset[Family]] = frozenset({"bert", "xlm-roberta"})
 """Families whose graph the library builds from safetensors, and therefore prefers to."""
 
 _BODY_OF_ROLE: Final[Mapping[FileRole, Body]] = {

@@ -57,10 +57,11 @@ class Fetcher:
             _log.warning("%s; it is put aside and fetched again.", report)
             self._set_aside(report.path, state.card.name, report.file.path)
         wanted = _wanted(state)
-        require_space(make_folder(state.location.folder), sum(file.size or 0 for file in wanted))
+        home = make_folder(state.location.folder)
+        require_space(home, sum(_remaining(file, home) for file in wanted))
         for source in self._sources(state.card):
             try:
-                self._fetch_from(source, wanted, state.location.folder, manifest, progress)
+                self._fetch_from(source, wanted, home, manifest, progress)
             except SourceFailed as exc:
                 reasons.append(f"{source.origin(wanted[0])}: {exc}")
             except _WrongContent as exc:
@@ -179,6 +180,12 @@ def _wanted(state: Inspection) -> list[ModelFile]:
     optional = [file for file in state.card.files_for(state.body) if file.optional]
     absent = [file for file in optional if not (state.location.folder / file.path).exists()]
     return [*reported, *(file for file in absent if file not in reported)]
+
+
+def _remaining(file: ModelFile, home: Path) -> int:
+    """The bytes still to come, as far as the card tells and an earlier pull got."""
+    growing = partial_of(home / file.path)
+    return max(0, (file.size or 0) - (growing.stat().st_size if growing.is_file() else 0))
 
 
 def _known(manifest: Manifest, file: ModelFile, origin: str) -> FileRecord | None:

@@ -10,22 +10,10 @@ from types import MappingProxyType
 from resilient_ai._models.cards import Body, FileRole, ModelCard, ModelFile
 from resilient_ai._models.installed import FileReport, InstalledModel
 from resilient_ai._models.manifest import FileRecord, Manifest
+from resilient_ai._models.places import Location
 from resilient_ai._models.verify import external_data, sha256_of, stamp_of
 
-__all__ = ["Inspection", "Location", "inspect", "is_present"]
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """A folder that may hold a model.
-
-    Only in an `owned` one are recorded hashes binding and damaged files replaced; elsewhere the
-    files are somebody else's to change, and a pinned hash alone is held against them.
-    """
-
-    folder: Path
-    owned: bool
-    source: str
+__all__ = ["Inspection", "inspect", "is_present"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +58,15 @@ class Inspection:
 def is_present(card: ModelCard, body: Body, location: Location, manifest: Manifest) -> bool:
     """Whether all files are there with the sizes they should have; reads none of them."""
     return all(
-        _looks_right(file, location.folder / file.path, manifest.files.get(file.path))
+        _looks_right(file, location.folder / file.path, _binding(file, location, manifest))
         for file in card.files_for(body)
         if not file.optional or (location.folder / file.path).exists()
     )
+
+
+def _binding(file: ModelFile, location: Location, manifest: Manifest) -> FileRecord | None:
+    """The record that the file has to match; none of a file that is somebody else's to change."""
+    return manifest.files.get(file.path) if location.owned else None
 
 
 def _looks_right(file: ModelFile, path: Path, record: FileRecord | None) -> bool:

@@ -1,12 +1,7 @@
-"""The places a model's files can come from.
-
-Two of them are on this machine (a folder, an installed Python package) and are used where they
-are; the other two (the hub, a plain HTTP mirror) turn a file into something to download.
-"""
+"""The places a model's files can be downloaded from: the hub, and any web server that has them."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -15,31 +10,10 @@ from urllib.parse import quote
 from resilient_ai._models.cards import ModelFile, ModelSource
 from resilient_ai._models.download import Downloader, Remote, SourceFailed, Transient
 
-__all__ = ["HttpSource", "HubSource", "RemoteSource", "local_folder", "remote_source"]
+__all__ = ["HttpSource", "HubSource", "RemoteSource", "remote_source"]
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _SHA1: Final = re.compile(r"[0-9a-f]{40}")
-
-
-def local_folder(source: ModelSource) -> Path | None:
-    """The folder of a source that is on this machine; None where it is not.
-
-    A package is found without being imported: its code is never run.
-    """
-    if source.kind == "folder":
-        folder = Path(source.location).expanduser()
-    elif source.kind == "package":
-        module, _, inside = source.location.partition("/")
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            return None
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        folder = Path(spec.submodule_search_locations[0]) / inside
-    else:
-        return None
-    return folder if folder.is_dir() else None
 
 
 class RemoteSource(Protocol):

@@ -17,18 +17,20 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resilient_ai._models.cards import Body, ModelCard
-from resilient_ai._models.download import Downloader
-from resilient_ai._models.fetch import Fetcher
-from resilient_ai._models.inspection import Inspection, Location, inspect, is_present
+from resilient_ai._models.inspection import Inspection, inspect, is_present
 from resilient_ai._models.installed import InstalledModel, VerifyReport
 from resilient_ai._models.landing import writing
 from resilient_ai._models.locks import exclusive
 from resilient_ai._models.manifest import Manifest
+from resilient_ai._models.places import Location, local_folder
 from resilient_ai._models.progress import Progress, silent
-from resilient_ai._models.sources import local_folder
 from resilient_ai.errors import ConfigurationError, ModelCorrupt
+
+if TYPE_CHECKING:
+    from resilient_ai._models.download import Downloader
 
 __all__ = ["ModelStore"]
 
@@ -58,9 +60,9 @@ class ModelStore:
         self.root = Path(root).expanduser()
         self._state = Path(state).expanduser() if state is not None else self.root / ".state"
         self._lock_timeout = lock_timeout
-        self._fetcher = Fetcher(
-            downloader or Downloader(), mirror=mirror, offline=offline, quarantine=self.root / ".quarantine"
-        )
+        self._mirror = mirror
+        self._offline = offline
+        self._downloader = downloader
 
     def __repr__(self) -> str:
         return f"<ModelStore {self.root}>"
@@ -91,7 +93,7 @@ class ModelStore:
                 state = self._inspect(card, wanted, home)
                 if state.ok:
                     break
-                self._fetcher.fetch(state, self._manifest(card, home), progress)
+                self._fetch(state, progress)
         return self._settled(self._inspect(card, wanted, home))
 
     def installed(self, card: ModelCard, *, body: Body | None = None) -> InstalledModel | None:
@@ -99,23 +101,16 @@ class ModelStore:
 
         The first look at a file reads it all, later ones compare its stamp.
         """
-        for wanted in self._bodies(card, body):
-            for location in self._locations(card):
-                if not is_present(card, wanted, location, self._manifest(card, location)):
-                    continue
-                state = self._inspect(card, wanted, location)
-                if state.ok:
-                    return state.installed(self.cache_dir(card))
-                _log.warning("%s", _damage(state))
+        for location, wanted in self._present(card, self._bodies(card, body)):
+            state = self._inspect(card, wanted, location)
+            if state.ok:
+                return state.installed(self.cache_dir(card))
+            _log.warning("%s", _damage(state))
         return None
 
     def is_available(self, card: ModelCard) -> bool:
         """Whether the model's files are on this machine with the right sizes; reads none of them."""
-        return any(
-            is_present(card, body, location, self._manifest(card, location))
-            for body in card.bodies
-            for location in self._locations(card)
-        )
+        return any(self._present(card, card.bodies))
 
     def verify(self, card: ModelCard) -> VerifyReport:
         """Read every file of the model again and report on each; changes nothing.
@@ -123,22 +118,20 @@ class ModelStore:
         Of several places the one that `installed` would use is looked at; where there is none,
         the report says what is missing from `root/<name>`.
         """
-        candidates = [(body, place) for body in self._bodies(card, None) for place in self._locations(card)]
-        for body, location in candidates:
-            if any((location.folder / f.path).exists() for f in card.files if f.body == body):
-                break
-        else:
-            body, location = candidates[0]
+        candidates = [(place, body) for place in self._locations(card) for body in self._bodies(card, None)]
+        touched = (
+            (place, body)
+            for place, body in candidates
+            if any((place.folder / file.path).exists() for file in card.files if file.body == body)
+        )
+        location, body = next(touched, candidates[0])
         state = inspect(card, body, location, self._manifest(card, location), thorough=True)
         return VerifyReport(card.name, location.folder, state.reports)
 
     def path(self, card: ModelCard) -> Path:
         """The folder the model's files are in or, when they are nowhere, would be fetched to."""
-        for location in self._locations(card):
-            for body in card.bodies:
-                if is_present(card, body, location, self._manifest(card, location)):
-                    return location.folder
-        return self._home(card).folder
+        location, _ = next(self._present(card, card.bodies), (self._home(card), None))
+        return location.folder
 
     def cache_dir(self, card: ModelCard) -> Path:
         """A folder of the model's own for what is derived from its files."""
@@ -174,6 +167,14 @@ class ModelStore:
             if folder is not None:
                 yield Location(folder, owned=False, source=f"{source.kind}:{source.location}")
 
+    def _present(self, card: ModelCard, bodies: tuple[Body, ...]) -> Iterator[tuple[Location, Body]]:
+        """Where the files are, to go by their sizes; the store's own folder first, whatever it has."""
+        for location in self._locations(card):
+            manifest = self._manifest(card, location)
+            for body in bodies:
+                if is_present(card, body, location, manifest):
+                    yield location, body
+
     def _manifest(self, card: ModelCard, location: Location) -> Manifest:
         # The store's own folder may be mounted elsewhere tomorrow; what is in it is the same.
         where = "." if location.owned else str(location.folder)
@@ -187,6 +188,19 @@ class ModelStore:
         if fresh:
             manifest.record(fresh)
         return state
+
+    def _fetch(self, state: Inspection, progress: Progress) -> None:
+        # Here, because they bring the HTTP client, which a start with all files at hand never needs.
+        from resilient_ai._models.download import Downloader  # noqa: PLC0415
+        from resilient_ai._models.fetch import Fetcher  # noqa: PLC0415
+
+        fetcher = Fetcher(
+            self._downloader or Downloader(),
+            mirror=self._mirror,
+            offline=self._offline,
+            quarantine=self.root / ".quarantine",
+        )
+        fetcher.fetch(state, self._manifest(state.card, state.location), progress)
 
     def _settled(self, state: Inspection) -> InstalledModel:
         if state.ok:

@@ -20,7 +20,7 @@ from resilient_ai._resilience.machine import MANUAL, Machine
 from resilient_ai._resilience.permits import Outcome, Permit, Rejection
 from resilient_ai._resilience.policy import BreakerPolicy
 from resilient_ai._resilience.protect import IsFailure, Protection
-from resilient_ai._resilience.states import Snapshot, State, Transition
+from resilient_ai._resilience.states import SHUT, Snapshot, State, Transition
 from resilient_ai._resilience.trip import FailureRate
 
 __all__ = [
@@ -83,8 +83,9 @@ class CircuitBreaker(Machine):
             if self._returned:
                 self._take_back()
             if self._passing:
+                issued_at = self._now() if self._timed else 0.0
                 self._in_flight += 1
-                return Permit(self, self._generation, self._now() if self._timed else 0.0)
+                return Permit(self, self._generation, issued_at)
             answer = self._admit_probe_or_reject()
         if self._listeners.queue:
             self._listeners.deliver()
@@ -193,7 +194,10 @@ class CircuitBreaker(Machine):
     # -- around a function or block ------------------------------------------------------------
 
     def protect(
-        self, *, ignore: tuple[type[BaseException], ...] = (), is_failure: IsFailure | None = None
+        self,
+        *,
+        ignore: type[BaseException] | tuple[type[BaseException], ...] = (),
+        is_failure: IsFailure | None = None,
     ) -> Protection:
         """Decorate a function, or guard a `with` or `async with` block; see `Protection`."""
         return Protection(self, ignore=ignore, is_failure=is_failure)
@@ -225,9 +229,10 @@ class CircuitBreaker(Machine):
             now = self._now()
             if self._state is not State.CLOSED:
                 return False
-            self._opened_at = now - saved.age
-            self._until = now + min(max(0.0, saved.opening - saved.age), self.policy.longest_opening)
-            self._attempt = saved.attempt
+            if saved.state in SHUT:
+                self._opened_at = now - saved.age
+                self._until = now + min(max(0.0, saved.opening - saved.age), self.policy.longest_opening)
+                self._attempt = saved.attempt
             self._move(saved.state, saved.reason)
         self._listeners.deliver()
         return True

@@ -34,13 +34,13 @@ from random import Random
 from resilient_ai._resilience.listeners import Listeners
 from resilient_ai._resilience.permits import Outcome, Permit, Rejection
 from resilient_ai._resilience.policy import BreakerPolicy
-from resilient_ai._resilience.states import Snapshot, State, Transition
+from resilient_ai._resilience.states import SHUT, Snapshot, State, Transition
 from resilient_ai._resilience.trip import RateMeter, Streak
 
 __all__ = ["MANUAL", "Machine"]
 
 MANUAL = frozenset({State.FORCED_OPEN, State.DISABLED, State.METRICS_ONLY})
-_PASSING = frozenset({State.CLOSED, State.DISABLED, State.METRICS_ONLY})
+_PASSING = frozenset(State) - SHUT
 # Bound once: looking up a member of an enum costs as much as the arithmetic around it.
 _CLOSED, _OPEN, _HALF_OPEN, _DISABLED = State.CLOSED, State.OPEN, State.HALF_OPEN, State.DISABLED
 _SUCCESS, _FAILURE, _IGNORED = Outcome.SUCCESS, Outcome.FAILURE, Outcome.IGNORED
@@ -254,5 +254,7 @@ class Machine(ABC):
         self._probes.clear()
         self._returned.clear()
         self._passing = self._state in _PASSING
+        if self._meter is not None:
+            self._meter.clear()  # its sums may be half done
         if self.policy.seed is None:
             self._random.seed()  # or every child would come back at the same moment

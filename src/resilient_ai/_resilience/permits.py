@@ -72,6 +72,11 @@ class Permit:
         self._probe = probe  # serial number among the probes, 0 for an ordinary call
         self.generation = generation
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether it was issued to find out if what is protected works again."""
+        return self._probe > 0
+
     def success(self) -> None:
         """The call ended well."""
         self._breaker._settle(self, _SUCCESS)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resilient_ai._resilience.states import State
+from resilient_ai._resilience.states import SHUT, State
 from resilient_ai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ __all__ = ["Saved", "decode", "encode", "load_state", "save_state"]
 
 _VERSION = 1
 _MAX_BYTES = 64 * 1024
-_SHUT = frozenset({State.OPEN, State.HALF_OPEN, State.FORCED_OPEN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,12 @@ class Saved:
 
 def encode(saved: Saved, name: str, wall_now: float) -> dict[str, object]:
     """The plain dict that stands for a state; `opened_at` is by the wall clock."""
-    shut = saved.state in _SHUT
     waiting = saved.state is State.OPEN
     return {
         "version": _VERSION,
         "name": name,
         "state": (State.OPEN if saved.state is State.HALF_OPEN else saved.state).value,
-        "opened_at": wall_now - saved.age if shut else None,
+        "opened_at": wall_now - saved.age if saved.state in SHUT else None,
         "opening": saved.opening if waiting else 0.0,
         "attempt": saved.attempt,
         "reason": saved.reason,
@@ -63,7 +61,7 @@ def decode(state: object, name: str, wall_now: float) -> Saved | None:
         return None
     try:
         member = State(str(state.get("state")))
-        age = _age(state.get("opened_at"), wall_now) if member in _SHUT else 0.0
+        age = _age(state.get("opened_at"), wall_now) if member in SHUT else 0.0
         opening = _finite(state.get("opening"))
         attempt, reason = state.get("attempt"), state.get("reason")
     except (ValueError, TypeError, OverflowError):

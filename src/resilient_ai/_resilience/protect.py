@@ -39,7 +39,7 @@ class CallRejected(DeviceUnavailable):
     `retry_after` is in seconds, None when only a person can open the way; `state` is the breaker's.
     """
 
-    def __init__(self, message: str, retry_after: float | None, state: State) -> None:
+    def __init__(self, message: str, retry_after: float | None = None, state: State = State.OPEN) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.state = state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from enum import StrEnum
 
-__all__ = ["Snapshot", "State", "Transition"]
+__all__ = ["SHUT", "Snapshot", "State", "Transition"]
 
 
 class State(StrEnum):
@@ -17,6 +17,10 @@ class State(StrEnum):
     FORCED_OPEN = "forced_open"
     DISABLED = "disabled"
     METRICS_ONLY = "metrics_only"
+
+
+SHUT = frozenset({State.OPEN, State.HALF_OPEN, State.FORCED_OPEN})
+"""The states that keep calls out, all or most of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast, get_args
 
@@ -25,14 +25,15 @@ __all__ = [
 
 
 def check_texts(texts: Iterable[str], *, what: str = "texts") -> Sequence[str]:
-    """Return the texts as a list or tuple of `str`; name the first that is not one."""
+    """Return the texts as a tuple, which nobody can change any more; name the first that is no `str`."""
     if isinstance(texts, (str, bytes, bytearray)):
         kind = type(texts).__name__
         raise InvalidInput(f"{what} must be a list of strings, not one {kind}; write [{what[:-1]}]")
     try:
-        found = texts if isinstance(texts, (list, tuple)) else list(texts)
+        source = iter(texts)
     except TypeError as exc:
         raise InvalidInput(f"{what} must be a list of strings, not {type(texts).__name__}") from exc
+    found = tuple(source)
     if set(map(type, found)) <= {str}:
         return found
     for index, text in enumerate(found):
@@ -71,11 +72,10 @@ def check_timeout(timeout: Any, default: float | None) -> float | None:
     if (
         isinstance(timeout, bool)
         or not isinstance(timeout, (int, float))
-        or math.isnan(timeout)
-        or timeout <= 0
+        or not timeout > 0  # so that NaN is refused as well
     ):
         raise InvalidInput(f"timeout must be a positive number of seconds or None, not {timeout!r}")
-    return None if math.isinf(timeout) else float(timeout)
+    return None if timeout > threading.TIMEOUT_MAX else float(timeout)
 
 
 def check_priority(priority: Any) -> Priority:

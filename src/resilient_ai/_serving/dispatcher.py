@@ -8,10 +8,10 @@ two batches a more urgent wave may go first.
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,9 @@ import numpy as np
 
 from resilient_ai._inference.batching import collate, plan
 from resilient_ai._inference.buffers import BufferPool
-from resilient_ai._serving.jobs import Job, Lane, Slice, internal_error
+from resilient_ai._serving.jobs import Job, Lane, Slice, fail_all
 from resilient_ai._serving.queue import JobQueue, urgency
+from resilient_ai._serving.threads import start_thread
 from resilient_ai.errors import Overloaded, ResilientAIError, ServiceClosed
 from resilient_ai.values import Batch, IntArray, Tokens, Vectors
 
@@ -80,7 +81,7 @@ class Dispatcher:
         self._changed = threading.Condition()
         # Guarded by `_changed`.
         self._queue = JobQueue()
-        self._active: set[Job[Any]] = set()
+        self._active: Counter[Job[Any]] = Counter()  # how many waves have rows of it
         self._closed = False
         self._rejected = 0
         self._seconds_per_row = 0.0
@@ -92,11 +93,13 @@ class Dispatcher:
             if self._closed:
                 raise ServiceClosed("the service is closed; create a new one")
             if len(self._queue) >= self._queue_size:
+                self._queue.discard_over()
+            if len(self._queue) >= self._queue_size:
                 self._rejected += 1
                 raise self._overloaded()
-            self._queue.put(job)
             if not self._threads:
                 self._start_threads()
+            self._queue.put(job)
             self._changed.notify()
 
     @property
@@ -119,20 +122,18 @@ class Dispatcher:
             self._closed = True
             waiting = self._queue.drain()
             self._changed.notify_all()
-        _fail(waiting, ServiceClosed("the service was closed before this call's turn came"))
+        fail_all(waiting, ServiceClosed("the service was closed before this call's turn came"))
         give_up = self._clock() + timeout
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, give_up - self._clock()))
         with self._changed:
             stuck = list(self._active)
-        _fail(stuck, ServiceClosed("the service was closed while this call was running"))
+        fail_all(stuck, ServiceClosed("the service was closed while this call was running"))
 
     def _start_threads(self) -> None:
         for number in range(self._runners):
-            name = f"resilient-ai-runner-{number}"
-            self._threads.append(threading.Thread(target=self._loop, name=name, daemon=True))
-            self._threads[-1].start()
+            self._threads.append(start_thread(self._loop, f"resilient-ai-runner-{number}"))
 
     def _overloaded(self) -> Overloaded:
         wait = max(0.05, self._queue.rows * self._seconds_per_row)
@@ -154,14 +155,18 @@ class Dispatcher:
         return slices
 
     def _serve(self, slices: list[Slice]) -> None:
-        """Run one wave. Whatever goes wrong ends the wave's own jobs; the runner lives on."""
+        """Run one wave that was taken; the runner lives on, whatever happens."""
+        self._run_wave(slices)
+        with self._changed:
+            self._active.subtract(part.job for part in slices)
+            self._active = +self._active
+
+    def _run_wave(self, slices: list[Slice]) -> None:
+        """Whatever goes wrong ends the wave's own jobs and no others."""
         try:
             self._encode_and_run(slices)
         except BaseException as exc:  # noqa: BLE001 - a runner must not die with callers waiting
-            _fail([part.job for part in slices], exc)
-        finally:
-            with self._changed:
-                self._active.difference_update(part.job for part in slices)
+            fail_all([part.job for part in slices], exc)
 
     def _encode_and_run(self, slices: list[Slice]) -> None:
         try:
@@ -171,7 +176,7 @@ class Dispatcher:
                 raise
             # One caller's bad text is no other caller's business: each goes on alone.
             for part in slices:
-                self._serve([part])
+                self._run_wave([part])
             return
         level = urgency(wave.jobs[0])
         for rows in plan(
@@ -191,7 +196,7 @@ class Dispatcher:
 
     def _run_batch(self, wave: _Wave, rows: IntArray) -> None:
         if self._closed:
-            _fail(wave.jobs, ServiceClosed("the service was closed while this call was running"))
+            fail_all(wave.jobs, ServiceClosed("the service was closed while this call was running"))
         over = np.array([job.is_over for job in wave.jobs])
         rows = rows[~over[wave.owners[rows]]]
         if not rows.size:
@@ -201,11 +206,10 @@ class Dispatcher:
         try:
             with self._collate(wave, rows, jobs) as batch:
                 answer = wave.lane.backend.run(batch)
-        except ResilientAIError as exc:
-            _fail(jobs, exc)
-            return
-        self._learn((self._clock() - started) / len(rows))
-        _distribute(wave, rows, answer)
+            self._learn((self._clock() - started) / len(rows))
+            _distribute(wave, rows, answer)
+        except BaseException as exc:  # noqa: BLE001 - the other batches of the wave may still go well
+            fail_all(jobs, exc)
 
     def _collate(self, wave: _Wave, rows: IntArray, jobs: list[Job[Any]]) -> AbstractContextManager[Batch]:
         deadlines = [job.deadline for job in jobs if job.deadline is not None]
@@ -251,12 +255,3 @@ def _distribute(wave: _Wave, rows: IntArray, answer: Vectors) -> None:
     for owner in np.unique(owners):
         mine = owners == owner
         wave.jobs[owner].add(wave.positions[rows[mine]], answer.values[mine], answer)
-
-
-def _fail(jobs: Iterable[Job[Any]], error: BaseException) -> None:
-    """Fail every job, each with an error object of its own: shared ones mix up their tracebacks."""
-    known = error if isinstance(error, ResilientAIError) else internal_error(error)
-    for job in jobs:
-        own = copy.copy(known)
-        own.__cause__ = known.__cause__
-        job.fail(own)

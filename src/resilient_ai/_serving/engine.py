@@ -18,9 +18,9 @@ from resilient_ai._serving.calls import Call
 from resilient_ai._serving.deadlines import Deadlines
 from resilient_ai._serving.dispatcher import Dispatcher
 from resilient_ai._serving.hosting import HostedModel
-from resilient_ai._serving.jobs import CallFuture, Job, Progress, internal_error
+from resilient_ai._serving.jobs import CallFuture, Job, Progress, fail_all, internal_error
 from resilient_ai._serving.loading import BackgroundLoader
-from resilient_ai.errors import DeadlineExceeded, Overloaded, ResilientAIError
+from resilient_ai.errors import DeadlineExceeded, Overloaded, ResilientAIError, ServiceClosed
 from resilient_ai.values import Priority
 
 __all__ = ["Engine"]
@@ -50,11 +50,12 @@ class Engine:
         self._started = clock()
         self._clock = clock
         self._queue_size = queue_size
-        self._loader = BackgroundLoader(registry.load)
+        self._loader = BackgroundLoader(self._load)
         self._deadlines = Deadlines(clock)
         self.dispatcher = Dispatcher(pool, queue_size=queue_size, runners=runners, clock=clock)
         self._lock = threading.Lock()
         self._waiting_for_model = 0  # guarded by `_lock`
+        self._closed = False
 
     def submit(
         self,
@@ -70,6 +71,8 @@ class Engine:
         Raises what can be told at once: `ModelNotFound`, `InvalidInput`, `Overloaded`,
         `ServiceClosed`. Everything else comes through the future.
         """
+        if self._closed:
+            raise ServiceClosed("the service is closed; create a new one")
         job: Job[Answer] = Job(
             deadline=None if timeout is None else self._clock() + timeout,
             priority=priority,
@@ -95,18 +98,22 @@ class Engine:
         model = self.registry.loaded(name)
         if model is not None:
             return model
+        future = self._loader.request(self.registry.get(name).name)
         try:
-            return self._loader.request(self.registry.get(name).name).result(timeout)
-        except TimeoutError as exc:
-            if isinstance(exc, ResilientAIError):
-                raise
-            raise DeadlineExceeded(
-                f"{name!r} was not loaded within {timeout} s; it goes on in the background, "
-                "or fetch it beforehand with `resilient-ai models pull`"
-            ) from exc
+            return future.result(timeout)
+        except ResilientAIError:
+            raise
+        except Exception as exc:
+            if isinstance(exc, TimeoutError) and not future.done():
+                raise DeadlineExceeded(
+                    f"{name!r} was not loaded within {timeout} s; it goes on in the background, "
+                    "or fetch it beforehand with `resilient-ai models pull`"
+                ) from exc
+            raise internal_error(exc) from exc
 
     def close(self, timeout: float = 5.0) -> None:
         """End every call and free every model. May be called twice."""
+        self._closed = True
         self._loader.close()
         self.dispatcher.close(timeout)
         self._deadlines.close()
@@ -121,17 +128,22 @@ class Engine:
         if route.items:
             self.dispatcher.submit(job)
         else:
-            job.complete(
-                np.empty((0, 0 if model.card.dimension is None else model.card.dimension), np.float32)
-            )
+            job.complete(np.empty((0, model.card.dimension or 1), np.float32))
 
     def _start_after_load(self, name: str, call: Call[Answer], job: Job[Answer]) -> None:
         name = self.registry.get(name).name
         with self._lock:
             if self._waiting_for_model >= self._queue_size:
                 raise Overloaded(f"{self._waiting_for_model} calls wait for {name!r} to load already")
+            future = self._loader.request(name)
             self._waiting_for_model += 1
-        self._loader.request(name).add_done_callback(partial(self._loaded, call, job))
+        future.add_done_callback(partial(self._loaded, call, job))
+
+    def _load(self, name: str) -> HostedModel:
+        model = self.registry.load(name)
+        if self._closed:  # meanwhile, and `close` could not see it
+            self.registry.unload(name)
+        return model
 
     def _loaded(self, call: Call[Answer], job: Job[Answer], future: Future[HostedModel]) -> None:
         with self._lock:
@@ -140,7 +152,5 @@ class Engine:
             return
         try:
             self._start(future.result(), call, job)
-        except ResilientAIError as exc:
-            job.fail(exc)
         except BaseException as exc:  # noqa: BLE001 - the caller must hear of it, whatever it was
-            job.fail(internal_error(exc))
+            fail_all([job], exc)

@@ -6,24 +6,47 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from resilient_ai._inference.buffers import PoolStatistics
+from resilient_ai._resilience.breaker import Snapshot
 from resilient_ai._serving.cache import CacheFigures
 from resilient_ai._serving.dispatcher import QueueSnapshot
 from resilient_ai._serving.engine import Engine
+from resilient_ai._serving.hosting import HostedModel
+from resilient_ai._serving.stats import FallbackStats
 from resilient_ai._telemetry.log import log
+from resilient_ai.errors import ModelNotFound
 
-__all__ = ["Health", "ModelHealth", "Notices", "examine"]
+__all__ = ["BackendHealth", "Health", "ModelHealth", "Notices", "examine"]
 
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 
 
 @dataclass(frozen=True, slots=True)
+class BackendHealth:
+    """One device of a model: its breaker, how well it agrees with the last one, what it is up to.
+
+    `breaker` is None for the last device, which has none. `agreement` is the lowest cosine with
+    the last device's canary answers, None before it was measured. `share` is the part of the
+    traffic a returning device gets; `lost_threads` were left behind in calls that hang.
+    """
+
+    device: str
+    breaker: Snapshot | None
+    agreement: float | None
+    share: float
+    lost_threads: int
+    why_out: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelHealth:
-    """One loaded model and the device that really runs it."""
+    """One loaded model, the device that would serve it now, and every device it has, best first."""
 
     name: str
     kind: str
     device: str
+    backends: tuple[BackendHealth, ...]
+    stats: FallbackStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +89,11 @@ class Notices:
 def examine(engine: Engine, *, main_model: str, warnings: tuple[str, ...]) -> Health:
     """Look at a running engine; takes no device's time."""
     loaded = [engine.registry.loaded(known.name) for known in engine.registry.list_loaded()]
-    models = tuple(
-        ModelHealth(model.card.name, model.card.kind, model.backend.device) for model in loaded if model
-    )
+    models = tuple(_model(model) for model in loaded if model is not None)
     live = engine.dispatcher.is_live
-    status: Status = "unhealthy" if not live else "degraded" if warnings else "healthy"
+    out = [backend for model in models for backend in model.backends if backend.why_out]
+    told = (*warnings, *(f"{backend.device} is out of service: {backend.why_out}" for backend in out))
+    status: Status = "unhealthy" if not live else "degraded" if told else "healthy"
     return Health(
         status=status,
         live=live,
@@ -80,5 +103,24 @@ def examine(engine: Engine, *, main_model: str, warnings: tuple[str, ...]) -> He
         cache=engine.cache.figures(),
         memory=engine.pool.statistics(),
         uptime_s=engine.uptime,
-        warnings=warnings,
+        warnings=tuple(dict.fromkeys(told)),
+    )
+
+
+def _model(model: HostedModel) -> ModelHealth:
+    manager = model.backend
+    guarded = tuple(
+        BackendHealth(
+            device=device.name,
+            breaker=device.breaker.snapshot(),
+            agreement=device.agreement,
+            share=device.ramp.share if device.is_in_service else 0.0,
+            lost_threads=device.lane.lost_threads,
+            why_out="" if device.is_in_service else device.out_of_service_because or "taken out by hand",
+        )
+        for device in manager.guarded
+    )
+    reference = BackendHealth(manager.reference.device, None, None, 1.0, 0, "")
+    return ModelHealth(
+        model.card.name, model.card.kind, manager.device, (*guarded, reference), manager.stats()
     )

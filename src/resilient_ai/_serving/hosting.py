@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from resilient_ai._models.cards import ModelCard
+from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.jobs import Lane
 from resilient_ai.errors import ConfigurationError
-from resilient_ai.values import Backend, Task, Tokens
+from resilient_ai.values import Task, Tokens
 
 __all__ = ["Encoder", "HostedModel"]
 
@@ -20,6 +21,10 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Tokens: ...
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> Tokens: ...
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +38,17 @@ class BatchLimits:
 class HostedModel:
     """One loaded model. Calls on the same lane share batches; lanes live as long as the model."""
 
-    def __init__(self, card: ModelCard, encoder: Encoder, backend: Backend, limits: BatchLimits) -> None:
+    def __init__(
+        self,
+        card: ModelCard,
+        encoder: Encoder,
+        backend: FallbackManager,
+        limits: BatchLimits,
+        prober: Closable | None = None,
+    ) -> None:
         self.card = card
         self.backend = backend
+        self._prober = prober
         self._encoder = encoder
         self._limits = limits
         self._pairs = self._lane("score", encoder.encode_pairs)
@@ -68,6 +81,8 @@ class HostedModel:
         return self._lane("maxsim", self._encoder.encode, shared=query)
 
     def close(self) -> None:
+        if self._prober is not None:
+            self._prober.close()
         self.backend.close()
 
     def _lane(self, task: Task, encode: Any, shared: str | None = None) -> Lane:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -62,19 +63,20 @@ class CallFuture(Future[Answer]):
     """
 
     def cancel(self) -> bool:
-        already = self.cancelled()
         won = super().cancel()
-        if won and not already:
-            # Wakes `concurrent.futures.wait` and `as_completed`, which plain `cancel` does not.
-            self.set_running_or_notify_cancel()
+        with self._condition:
+            if self._state == "CANCELLED":
+                # Wakes `concurrent.futures.wait` and `as_completed`, which plain `cancel` does not; twice
+                # would be an error, and nothing but this lock keeps a second `cancel` from coming between.
+                self.set_running_or_notify_cancel()
         return won
 
 
 class Job(Generic[Answer]):
     """One call.
 
-    It is routed once, before it is queued, and then written by one runner at a time; `future` may
-    be touched by anyone at any time.
+    It is routed once, before it is queued. Runners that have different rows of it may add them at
+    the same time, and `future` may be touched by anyone at any time.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class Job(Generic[Answer]):
         self._started = clock()
         self._clock = clock
         self._progress = progress
+        self._lock = threading.Lock()
+        # Guarded by `_lock`.
         self._done = 0
         self._values: FloatArray | None = None
         self._devices: list[str] = []
@@ -132,22 +136,23 @@ class Job(Generic[Answer]):
         """Take over computed rows; the last ones finish the job."""
         if self.is_over:
             return
-        if self._values is None:
-            self._values = np.empty((len(self.items), values.shape[1]), np.float32)
-        self._values[rows] = values
-        if answer.device not in self._devices:
-            self._devices.append(answer.device)
-        self._device_codes[rows] = self._devices.index(answer.device)
-        self._degraded |= answer.degraded
-        self._done += len(rows)
-        self._report_progress()
-        if self._done == len(self.items):
+        with self._lock:
+            if self._values is None:
+                self._values = np.empty((len(self.items), values.shape[1]), np.float32)
+            self._values[rows] = values
+            if answer.device not in self._devices:
+                self._devices.append(answer.device)
+            self._device_codes[rows] = self._devices.index(answer.device)
+            self._degraded |= answer.degraded
+            self._done += len(rows)
+            done = self._done
+        self._report_progress(done)
+        if done == len(self.items):
             self.complete(self._values)
 
     def fail(self, error: BaseException) -> None:
         """End the job with an error unless it is over already."""
-        with suppress(InvalidStateError):  # the first outcome stands
-            self.future.set_exception(error)
+        _settle(self.future.set_exception, error)
 
     def expire(self) -> None:
         if not self.is_over:
@@ -174,15 +179,14 @@ class Job(Generic[Answer]):
         except Exception as exc:  # noqa: BLE001 - whatever it was, the caller must get an answer
             self.fail(exc if isinstance(exc, ResilientAIError) else internal_error(exc))
             return
-        with suppress(InvalidStateError):  # the first outcome stands
-            self.future.set_result(answer)
+        _settle(self.future.set_result, answer)
 
-    def _report_progress(self) -> None:
+    def _report_progress(self, done: int) -> None:
         if self._progress is None:
             return
         try:
-            self._progress(self._done, len(self.items))
-        except Exception as exc:  # noqa: BLE001 - the callback is the caller's; its rows are still good
+            self._progress(done, len(self.items))
+        except BaseException as exc:  # noqa: BLE001 - the callback is the caller's; all rows are still good
             self._progress = None
             log.warning("progress callback failed and is not called again", error=repr(exc))
 
@@ -198,6 +202,35 @@ class Slice:
     @property
     def items(self) -> Sequence[Any]:
         return self.job.items[self.start : self.stop]
+
+
+def fail_all(jobs: Iterable[Job[Any]], error: BaseException) -> None:
+    """Fail every job, each with an error object of its own: shared ones mix up their tracebacks."""
+    known = error if isinstance(error, ResilientAIError) else internal_error(error)
+    for job in jobs:
+        job.fail(_own(known))
+
+
+def _own(error: ResilientAIError) -> ResilientAIError:
+    try:
+        own = copy.copy(error)
+    except Exception:  # noqa: BLE001 - a class whose constructor wants more than its message
+        return internal_error(error)
+    own.__cause__ = error.__cause__
+    return own
+
+
+def _settle(settle: Callable[[Any], None], outcome: Any) -> None:
+    """Give a future its outcome. The first one stands, and a waiter's callback hurts nobody else."""
+    try:
+        settle(outcome)
+    except InvalidStateError:
+        pass
+    except BaseException as exc:
+        # SystemExit and its like, from a callback. Our threads must live on; the main one is the host's.
+        if threading.current_thread() is threading.main_thread():
+            raise
+        log.warning("a callback of a call's future failed", error=repr(exc))
 
 
 def internal_error(cause: BaseException) -> ResilientAIError:

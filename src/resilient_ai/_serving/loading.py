@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from typing import Generic, TypeVar
 
+from resilient_ai._serving.threads import start_thread
 from resilient_ai.errors import ServiceClosed
 
 __all__ = ["BackgroundLoader"]
@@ -35,10 +37,9 @@ class BackgroundLoader(Generic[T]):
                 raise ServiceClosed("the service is closed; create a new one")
             future = self._under_way.get(name)
             if future is None:
-                future = self._under_way[name] = Future()
-                threading.Thread(
-                    target=self._run, args=(name, future), name=f"resilient-ai-load-{name}", daemon=True
-                ).start()
+                future = Future()
+                start_thread(partial(self._run, name, future), f"resilient-ai-load-{name}")
+                self._under_way[name] = future
             return future
 
     def close(self) -> None:
@@ -54,14 +55,15 @@ class BackgroundLoader(Generic[T]):
         try:
             loaded = self._load(name)
         except BaseException as exc:  # noqa: BLE001 - every waiter must hear of it, whatever it was
-            self._forget(name)
+            self._forget(name, future)
             with suppress(InvalidStateError):
                 future.set_exception(exc)
         else:
-            self._forget(name)
+            self._forget(name, future)
             with suppress(InvalidStateError):
                 future.set_result(loaded)
 
-    def _forget(self, name: str) -> None:
+    def _forget(self, name: str, future: Future[T]) -> None:
         with self._lock:
-            self._under_way.pop(name, None)
+            if self._under_way.get(name) is future:
+                del self._under_way[name]

@@ -52,6 +52,13 @@ class JobQueue:
                 return wave
         return []
 
+    def discard_over(self) -> None:
+        """Drop the jobs nobody waits for any more."""
+        for line in self._lines:
+            waiting = [job for job in line if not job.is_over]
+            line.clear()
+            line.extend(waiting)
+
     def drain(self) -> list[Job[Any]]:
         """Remove and return every waiting job."""
         jobs = [job for line in self._lines for job in line]
@@ -62,15 +69,19 @@ class JobQueue:
     @staticmethod
     def _take_from(line: deque[Job[Any]], most_rows: int) -> list[Slice]:
         wave: list[Slice] = []
+        unfinished = []
         room = most_rows
         for _ in range(len(line)):
             job = line.popleft()
             if job.is_over:
                 continue
-            if room and (not wave or wave[0].job.lane is job.lane):
-                part = job.take(room)
-                room -= part.stop - part.start
-                wave.append(part)
-            if job.remaining:
+            if not room or (wave and wave[0].job.lane is not job.lane):
                 line.append(job)
+                continue
+            part = job.take(room)
+            room -= part.stop - part.start
+            wave.append(part)
+            if job.remaining:
+                unfinished.append(job)
+        line.extend(unfinished)
         return wave

@@ -127,11 +127,6 @@ class AISettings(BaseSettings):
         True, "Take memory of the card as it is needed; false takes larger pieces ahead of need."
     )
     use_tensorrt: MaybeFlag = setting("auto", "Run on TensorRT; auto takes it where it is installed.")
-    worker_python: OptionalLocation = setting(
-        None,
-        "The Python interpreter that runs the GPU's process; unset for the one that runs the host.",
-        allowed="the path of a Python interpreter",
-    )
     parallel_workers: Whole = whole(
         4, 1, 4096, "Most CPU threads the model may use; never more than the cores this process may use."
     )
@@ -153,6 +148,13 @@ class AISettings(BaseSettings):
         2, 0, 100, "Most repetitions of a batch on the same device after a passing failure."
     )
     auto_retry: Flag = setting(True, "Repeat a batch after a passing failure; false fails over at once.")
+
+    verify: Annotated[Literal["every", "sampled", "off"], word] = setting(
+        "sampled",
+        "How a GPU that answers wrongly is found out. every: each batch carries a row with a known answer. "
+        "sampled: about one token in a hundred is spent on such rows. off: only answers that cannot be "
+        "right are caught.",
+    )
 
     # Serving
     timeout_ms: Whole = whole(

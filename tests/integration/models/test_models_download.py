@@ -7,7 +7,7 @@ import random
 import shutil
 
 import pytest
-from conftest import Fault
+from file_server import Fault
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -163,7 +163,9 @@ def test_complete_part_needs_no_bytes(fetch, server):
     assert server.asked_ranges() == [None, f"bytes={len(CONTENT)}-"]
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "404"), (410, "410")])
+@pytest.mark.parametrize(
+    ("status", "said"), [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "404"), (410, "410")]
+)
 def test_final_answers_are_not_retried(fetch, server, status, said):
     """What waiting cannot change is said at once."""
     server.always["f"] = Fault(status=status)

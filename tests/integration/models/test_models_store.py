@@ -13,10 +13,11 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import COMMIT, Fault
+from file_server import COMMIT, Fault
 
 from resilient_ai._models.cards import ModelCard, ModelFile, ModelSource
 from resilient_ai._models.download import Downloader
@@ -55,7 +56,11 @@ def test_pull_lands_verified_files(store, server):
     model = store.ensure(card())
     assert {p: (model.folder / p).read_bytes() for p in CONTENT} == CONTENT
     assert model.sha256 == {path: sha(content) for path, content in CONTENT.items()}
-    assert (model.body, model.source, model.file("weights").name) == ("weights", f"{server.url}/tiny", "model.safetensors")
+    assert (model.body, model.source, model.file("weights").name) == (
+        "weights",
+        f"{server.url}/tiny",
+        "model.safetensors",
+    )
     assert sorted(path.name for path in model.folder.iterdir()) == sorted(CONTENT)
     assert server.gets() == {f"tiny/{path}": 1 for path in CONTENT}
 
@@ -89,7 +94,10 @@ def test_wrong_bytes_always_are_never_installed(store, server):
     server.files["tiny/model.safetensors"] = WEIGHTS[::-1]
     with pytest.raises(ModelCorrupt) as caught:
         store.ensure(card())
-    assert all(part in str(caught.value) for part in (sha(WEIGHTS), sha(WEIGHTS[::-1]), "model.safetensors", "remove"))
+    assert all(
+        part in str(caught.value)
+        for part in (sha(WEIGHTS), sha(WEIGHTS[::-1]), "model.safetensors", "remove")
+    )
     assert server.gets()["tiny/model.safetensors"] == 2
     assert not (store.root / "tiny/model.safetensors").exists()
     assert store.installed(card()) is None
@@ -132,8 +140,11 @@ def test_bit_rot_behind_the_stamp_is_found_on_demand(store):
     weights.write_bytes(WEIGHTS[::-1])
     os.utime(weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     report = store.verify(card())
-    assert {r.file.path: r.verdict for r in report.files} == {"tokenizer.json": "ok", "model.safetensors": "altered"}
-    with pytest.raises(ModelCorrupt, match="model.safetensors"):
+    assert {r.file.path: r.verdict for r in report.files} == {
+        "tokenizer.json": "ok",
+        "model.safetensors": "altered",
+    }
+    with pytest.raises(ModelCorrupt, match=r"model\.safetensors"):
         report.raise_for_files()
 
 
@@ -156,12 +167,18 @@ def test_missing_file_names_every_source(store, server):
     del server.files["tiny/model.safetensors"]
     with pytest.raises(ModelNotFound) as caught:
         store.ensure(card(sources=(ModelSource("http", f"{server.url}/else"),)))
-    assert all(part in str(caught.value) for part in (f"{server.url}/tiny", f"{server.url}/else", "404", "model.safetensors"))
+    assert all(
+        part in str(caught.value)
+        for part in (f"{server.url}/tiny", f"{server.url}/else", "404", "model.safetensors")
+    )
 
 
 def test_optional_file_may_be_missing(store, server):
     """An optional file comes along when the source has it, and its absence is no error."""
-    vocabulary, readme = ModelFile("vocab.txt", "config", optional=True), ModelFile("README.md", "config", optional=True)
+    vocabulary, readme = (
+        ModelFile("vocab.txt", "config", optional=True),
+        ModelFile("README.md", "config", optional=True),
+    )
     server.files["tiny/vocab.txt"] = b"words"
     with_optional = card(files=(*card().files, readme, vocabulary))
     model = store.ensure(with_optional)
@@ -211,7 +228,9 @@ def split_graph(folder: Path) -> tuple[bytes, bytes]:
     value = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [64])
     node = helper.make_node("Identity", ["w"], ["y"])
     model = helper.make_model(helper.make_graph([node], "g", [], [value], [weights]))
-    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    onnx.save(
+        model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0
+    )
     return (folder / "model.onnx").read_bytes(), (folder / "model.onnx.data").read_bytes()
 
 
@@ -242,9 +261,19 @@ else:
 
 def table(wanted: ModelCard) -> dict:
     """A card as TOML would hold it."""
-    files = [{"path": f.path, "role": f.role, **({"sha256": f.sha256} if f.sha256 else {})} for f in wanted.files]
+    files = [
+        {"path": f.path, "role": f.role, **({"sha256": f.sha256} if f.sha256 else {})} for f in wanted.files
+    ]
     sources = [{"kind": s.kind, "location": s.location} for s in wanted.sources]
-    return {"name": "tiny", "kind": "embedding", "family": "bert", "dimension": 4, "pooling": "cls", "files": files, "sources": sources}
+    return {
+        "name": "tiny",
+        "kind": "embedding",
+        "family": "bert",
+        "dimension": 4,
+        "pooling": "cls",
+        "files": files,
+        "sources": sources,
+    }
 
 
 def start_pull(root, wanted, environment=None, **arguments):
@@ -300,8 +329,11 @@ def hub(server, tmp_path):
     """A small hub with the model in it, and the environment that leads to it."""
     server.hub = True
     server.files |= {f"org/tiny/{path}": content for path, content in CONTENT.items()}
-    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return environment
+    return {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
 
 HUB_CARD = {"pinned": False, "sources": (ModelSource("hub", "org/tiny"),)}
@@ -361,6 +393,22 @@ def test_hub_cache_is_used_offline(store, server, hub):
 
 
 @pytest.mark.slow
+def test_hub_that_is_busy_is_asked_again(store, server, hub):
+    """A hub that is overloaded when it is asked about a file is asked again."""
+    server.busy = 1
+    assert outcome(start_pull(store.root, card(**HUB_CARD), hub))["revision"] == COMMIT
+    assert server.busy == 0
+
+
+@pytest.mark.slow
+def test_later_files_come_from_the_first_ones_commit(store, server, hub):
+    """All files of a pull are of one commit, whatever the default branch says later."""
+    outcome(start_pull(store.root, card(**HUB_CARD), hub))
+    heads = [path for method, path, _ in server.requests if method == "HEAD"]
+    assert heads == ["/org/tiny/resolve/main/tokenizer.json", f"/org/tiny/resolve/{COMMIT}/model.safetensors"]
+
+
+@pytest.mark.slow
 def test_unknown_repository_is_explained(store, server, hub):
     """A repository the hub does not have is reported by name, without retries."""
     missing = card(pinned=False, sources=(ModelSource("hub", "org/nothing"),))
@@ -384,9 +432,15 @@ def test_read_only_folder_is_explained():
         for folder in (root / "tiny", root):
             folder.chmod(0o555)
         arguments = {"root": str(root), "card": table(card())}
-        other = {"root": str(root), "card": {**table(card()), "name": "other"}, "mirror": "http://127.0.0.1:1"}
+        other = {
+            "root": str(root),
+            "card": {**table(card()), "name": "other"},
+            "mirror": "http://127.0.0.1:1",
+        }
         served, refused = [
-            json.loads(subprocess.check_output([sys.executable, "-c", PULL_AS_NOBODY, json.dumps(each)], timeout=60))
+            json.loads(
+                subprocess.check_output([sys.executable, "-c", PULL_AS_NOBODY, json.dumps(each)], timeout=60)
+            )
             for each in (arguments, other)
         ]
         assert served["sha256"] == {path: sha(content) for path, content in CONTENT.items()}
@@ -399,12 +453,31 @@ def test_read_only_folder_is_explained():
         shutil.rmtree(root)
 
 
-def test_full_disk_keeps_the_part(store, server, monkeypatch):
-    """When the disk cannot hold the model, nothing is fetched and the error says how much is needed."""
+@pytest.mark.parametrize("told", [True, False])
+def test_model_that_does_not_fit_is_refused(store, server, monkeypatch, told):
+    """A model too large for the disk is refused, before any request when the card tells sizes."""
     from resilient_ai._models import landing
 
+    sizes = {"tokenizer.json": len(TOKENIZER), "model.safetensors": len(WEIGHTS)}
+    files = tuple(replace(file, size=sizes[file.path] if told else None) for file in card().files)
     usage = shutil.disk_usage(store.root.parent)
     monkeypatch.setattr(landing.shutil, "disk_usage", lambda _: usage._replace(free=200_000))
     with pytest.raises(ConfigurationError, match="MB free"):
-        store.ensure(card())
+        store.ensure(card(files=files))
     assert not (store.root / "tiny/model.safetensors").exists()
+    assert (server.requests == []) is told
+
+
+def test_what_an_earlier_pull_brought_needs_no_room(store, server, monkeypatch):
+    """A pull that was broken off is finished on a disk that has room for the rest alone."""
+    from resilient_ai._models import landing
+
+    refused = (Fault(cut=300_000), Fault(status=503), Fault(status=503))
+    server.fail("tiny/model.safetensors", *refused)
+    sized = card(files=tuple(replace(file, size=len(CONTENT[file.path])) for file in card().files))
+    with pytest.raises(ModelNotFound):
+        store.ensure(sized)
+    kept = partial_of(store.root / "tiny/model.safetensors").stat().st_size
+    usage = shutil.disk_usage(store.root.parent)
+    monkeypatch.setattr(landing.shutil, "disk_usage", lambda _: usage._replace(free=len(WEIGHTS) - kept))
+    assert store.ensure(sized).file("weights").read_bytes() == WEIGHTS

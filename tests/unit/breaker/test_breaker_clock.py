@@ -93,10 +93,30 @@ def test_the_origin_of_the_clock_does_not_matter(start):
 
 def test_whole_numbers_will_do_for_a_clock():
     """A clock of ints works like one of floats."""
-    breaker = CircuitBreaker(BreakerPolicy(error_threshold=1, recovery_time=3), clock=iter(range(100)).__next__)
+    breaker = CircuitBreaker(
+        BreakerPolicy(error_threshold=1, recovery_time=3), clock=iter(range(100)).__next__
+    )
     fail(breaker)
     answers = [bool(breaker.try_acquire()) for _ in range(4)]
     assert answers == [False, False, True, False]
+
+
+def test_a_clock_that_fails_leaves_the_books_in_order():
+    """Its error reaches the caller, no lock stays held, and nothing is counted."""
+    working = [True]
+
+    def clock():
+        if not working[0]:
+            raise OSError("no time")
+        return 1.0
+
+    rule = FailureRate(window=2, min_calls=1, rate=1.0, slow_call_duration=1.0, slow_call_rate=1.0)
+    breaker = CircuitBreaker(BreakerPolicy(trip_rule=rule), clock=clock)
+    working[0] = False
+    with pytest.raises(OSError, match="no time"):
+        breaker.try_acquire()
+    working[0] = True
+    assert breaker.snapshot().in_flight == 0
 
 
 def test_times_in_a_snapshot_are_finite():

@@ -42,7 +42,7 @@ def test_fifty_threads_at_expiry_get_exactly_the_permitted_probes(permits):
 
 
 def test_fifty_threads_cause_one_transition_to_half_open():
-    """"Is it time?" and "set half-open" are one step (faulty#70, pyfailsafe#31)."""
+    """To ask "is it time?" and to set half-open are one step (faulty#70, pyfailsafe#31)."""
     breaker, _ = half_open()
     heard = record(breaker)
     _admitted, _ = storm(breaker)

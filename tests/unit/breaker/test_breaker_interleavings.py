@@ -5,7 +5,7 @@ break the breaker on purpose and see the explorer find it.
 """
 
 import pytest
-from breaker_explorer import Run, Violation, explore
+from breaker_explorer import Run, Violation, explore, pause
 
 from resilient_ai._resilience.breaker import CircuitBreaker, State
 from resilient_ai._resilience.listeners import Listeners
@@ -28,7 +28,24 @@ def calls(*outcomes, **setup):
 @pytest.mark.parametrize("first", OUTCOMES)
 def test_two_calls_at_expiry(first, second):
     """Two threads arrive as the opening ends; one permit."""
-    assert explore(calls(first, second)) > 50
+    assert explore(calls(first, second)) > 1
+
+
+@pytest.mark.slow
+def test_three_whole_calls_at_expiry():
+    """Three threads ask and settle, one of them after a lease has passed."""
+
+    def scenario():
+        run = Run(backoff_multiplier=2.0)
+
+        def late():
+            pause()
+            run.clock.tick(5)
+            run.call("give_back")
+
+        return run, [lambda: run.call("success"), lambda: run.call("failure"), late]
+
+    assert explore(scenario) > 1000
 
 
 @pytest.mark.parametrize("permits", [1, 2])
@@ -49,7 +66,7 @@ def test_three_threads_at_expiry(permits):
         run.check_end = check_end
         return run, [lambda: got.append(run.acquire()) for _ in range(3)]
 
-    assert explore(scenario) > 80
+    assert explore(scenario) > 1
 
 
 @pytest.mark.slow
@@ -62,7 +79,7 @@ def test_three_probes_settled_at_once(outcomes):
         permits = [run.acquire() for _ in outcomes]
         return run, [lambda p=p, o=o: run.settle(p, o) for p, o in zip(permits, outcomes, strict=True)]
 
-    assert explore(scenario) > 200
+    assert explore(scenario) > 1
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
@@ -74,14 +91,16 @@ def test_settling_races_the_end_of_the_lease(outcome):
         probe = run.acquire()
 
         def late():
+            pause()
             run.clock.tick(5)
             run.call("success")
+            pause()
             run.clock.tick(10)
             run.call("success")
 
         return run, [lambda: run.settle(probe, outcome), late]
 
-    assert explore(scenario) > 50
+    assert explore(scenario) > 1
 
 
 @pytest.mark.parametrize("hand", ["reset", "force_open", "disable", "metrics_only", "enable", "open_for"])
@@ -100,7 +119,7 @@ def test_settling_races_a_hand(hand, outcome):
 
         return run, [settle_and_call, (lambda: move(3)) if hand == "open_for" else move]
 
-    assert explore(scenario) >= 15
+    assert explore(scenario) > 1
 
 
 @pytest.mark.parametrize("second", [*OUTCOMES, "give_back"])
@@ -111,16 +130,21 @@ def test_two_threads_settle_one_permit(first, second):
     def scenario():
         run = Run()
         probe = run.acquire()
-        return run, [lambda: run.settle(probe, first), lambda: run.settle(probe, second)]
 
-    assert explore(scenario) >= 3
+        def settle(outcome):
+            pause()  # giving back takes no lock, so it would begin with none
+            run.settle(probe, outcome)
+
+        return run, [lambda: settle(first), lambda: settle(second), lambda: run.call("cancel")]
+
+    assert explore(scenario) > 10
 
 
 @pytest.mark.parametrize("outcomes", [("failure", "failure"), ("failure", "success"), ("failure", "ignore")])
 def test_calls_in_a_closed_breaker_with_a_threshold_of_two(outcomes):
     """Failures from two threads add up, and the one that opens is counted once."""
     scenario = calls(*outcomes, start="closed", error_threshold=2)
-    assert explore(scenario) >= 70
+    assert explore(scenario) > 1
 
 
 @pytest.mark.slow
@@ -132,7 +156,7 @@ def test_three_threads_fail_in_a_closed_breaker():
         permits = [run.acquire() for _ in range(3)]
         return run, [lambda p=p: run.settle(p, "failure") for p in permits]
 
-    assert explore(scenario) > 200
+    assert explore(scenario) > 1
 
 
 def test_two_hands_and_a_listener_that_moves_the_breaker_too():
@@ -143,7 +167,7 @@ def test_two_hands_and_a_listener_that_moves_the_breaker_too():
         run.breaker.subscribe(lambda e: run.breaker.reset() if e.after is State.FORCED_OPEN else None)
         return run, [run.breaker.force_open, run.breaker.disable]
 
-    assert explore(scenario) > 100
+    assert explore(scenario) > 1
 
 
 # The explorer can fail ------------------------------------------------------------------------
@@ -153,6 +177,8 @@ class ChecksThenActs(CircuitBreaker):
     """Asks "is a slot free?" in one section and takes it in another."""
 
     def try_acquire(self):
+        if self.state is State.CLOSED:
+            return super().try_acquire()
         with self._lock:
             taken = len(self._probes)
         with self._lock:
@@ -285,10 +311,20 @@ def test_the_explorer_finds_a_deadlock():
 
 
 def test_the_explorer_counts_every_order():
-    """Two threads of one section each, with a pause before and after: all orders of their steps."""
+    """Two threads of one section each have two orders."""
 
     def scenario():
         run = Run(start="closed")
         return run, [run.breaker.snapshot, run.breaker.snapshot]
 
-    assert explore(scenario) == 20  # 6 steps, 3 of each thread: 6! / (3! 3!)
+    assert explore(scenario) == 2
+
+
+def test_the_explorer_counts_the_orders_of_longer_threads():
+    """Two threads of three sections each: 6! / (3! 3!) orders."""
+
+    def scenario():
+        run = Run(start="closed")
+        return run, [lambda: [run.breaker.snapshot() for _ in range(3)]] * 2
+
+    assert explore(scenario) == 20

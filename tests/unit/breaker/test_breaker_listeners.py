@@ -1,6 +1,7 @@
 """Listeners: in order, one at a time, outside the lock, isolated."""
 
 import threading
+from itertools import pairwise
 
 import pytest
 from breaker_kit import Clock, arrows, enter, fail, half_open, make, record
@@ -38,7 +39,7 @@ def test_a_listener_may_move_the_breaker_and_all_hear_it_in_order():
 
 def test_a_listener_may_take_and_settle_permits():
     """Every operation is allowed from inside."""
-    breaker, clock = make(error_threshold=1, recovery_time=0)
+    breaker, _ = make(error_threshold=1, recovery_time=0)
     heard = record(breaker)
     breaker.subscribe(lambda event: enter(breaker).success() if event.after is State.OPEN else None)
     fail(breaker)
@@ -214,7 +215,7 @@ def test_fifty_threads_of_transitions_are_heard_once_each_in_order():
         thread.join()
     assert overlaps == []
     assert [event.generation for event in heard] == list(range(1, breaker.snapshot().generation + 1))
-    assert all(a.after is b.before for a, b in zip(heard, heard[1:], strict=False))
+    assert all(a.after is b.before for a, b in pairwise(heard))
 
 
 def test_no_listener_no_queue():

@@ -98,6 +98,14 @@ def test_a_closed_state_restores_to_closed():
     assert second.snapshot().generation == 0
 
 
+def test_a_closed_state_with_a_back_off_is_closed_without_one():
+    """A closed breaker has none, whatever the file says."""
+    breaker, _ = reborn(backoff_multiplier=2)
+    assert breaker.restore_state(exported(state="closed", opened_at=None, attempt=5), wall())
+    fail(breaker)
+    assert breaker.snapshot().retry_after == 300.0
+
+
 def test_a_state_from_the_future_waits_no_longer_than_its_opening():
     """A clock that was set back must not keep the device shut (always: at most one opening)."""
     breaker, _ = reborn()
@@ -178,7 +186,9 @@ def test_a_file_carries_the_state(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["gpu.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 50_000, b"1" * 5000, b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 50_000, b"1" * 5000, b"{}"]
+)
 def test_a_damaged_file_is_no_state(tmp_path, content):
     """Half-written, foreign or hostile: False, and the breaker works."""
     path = tmp_path / "gpu.json"

@@ -128,6 +128,7 @@ def test_an_opening_grows_by_the_multiplier_up_to_the_maximum_and_starts_over_af
 
 def test_jitter_spreads_breakers_and_a_seed_repeats_it():
     """Equal seeds wait alike, different seeds do not; each stays within its share (recovery herd)."""
+
     def waits(seed):
         breaker, clock = half_open(jitter=0.25, seed=seed)
         clock.tick(5)

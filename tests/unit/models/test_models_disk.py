@@ -16,7 +16,7 @@ from resilient_ai._models.cards import ModelCard, ModelFile, ModelSource
 from resilient_ai._models.landing import explain, land, partial_of, write_whole, writing
 from resilient_ai._models.locks import exclusive
 from resilient_ai._models.manifest import FileRecord, Manifest
-from resilient_ai._models.sources import local_folder
+from resilient_ai._models.places import local_folder
 from resilient_ai._models.store import ModelStore
 from resilient_ai._models.verify import external_data, git_blob_sha1, sha256_of, stamp_of
 from resilient_ai.errors import ConfigurationError, DeadlineExceeded, ModelCorrupt, ModelNotFound
@@ -123,7 +123,9 @@ def test_manifest_remembers_and_merges(tmp_path):
     assert Manifest.load(path, ".").files == {"a": RECORD, "b": RECORD}
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 1, "folder": ".", "files": {"a": 3}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"version": 1, "folder": ".", "files": {"a": 3}}', b"\xff"]
+)
 def test_unreadable_manifest_is_an_empty_one(tmp_path, content):
     """A manifest that cannot be read costs a fresh hash, not an error."""
     (tmp_path / "m.json").write_bytes(content)
@@ -216,11 +218,16 @@ def test_package_is_used_without_being_imported(tmp_path, monkeypatch):
     importlib.invalidate_caches()
     source = ModelSource("package", "carrier_of_tiny/model")
     model = ModelStore(tmp_path / "root", offline=True).ensure(card(source))
-    assert (model.folder, model.source) == (tmp_path / "carrier_of_tiny" / "model", "package:carrier_of_tiny/model")
+    assert (model.folder, model.source) == (
+        tmp_path / "carrier_of_tiny" / "model",
+        "package:carrier_of_tiny/model",
+    )
     assert "carrier_of_tiny" not in sys.modules
 
 
-@pytest.mark.parametrize("location", ["no_such_package/model", "no_such.package/model", "json/nothing", "sys/x"])
+@pytest.mark.parametrize(
+    "location", ["no_such_package/model", "no_such.package/model", "json/nothing", "sys/x"]
+)
 def test_missing_package_is_no_place(location):
     """A package or a folder in it that is not there is simply no place to look."""
     assert local_folder(ModelSource("package", location)) is None
@@ -235,11 +242,24 @@ def test_unasked_body_at_hand_will_do(tmp_path):
     value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     node = helper.make_node("Identity", ["x"], ["y"])
     graph = helper.make_graph([node], "g", [value], [helper.make_tensor_value_info("y", 1, [1])])
-    put(tmp_path / "tiny", **{"tokenizer.json": b"{}", "model.onnx": helper.make_model(graph).SerializeToString()})
+    put(
+        tmp_path / "tiny",
+        **{"tokenizer.json": b"{}", "model.onnx": helper.make_model(graph).SerializeToString()},
+    )
     store = ModelStore(tmp_path, offline=True)
     assert store.ensure(card(files=files)).body == "graph"
     with pytest.raises(ModelNotFound):
         store.ensure(card(files=files), body="weights")
+
+
+def test_own_folder_wins_over_a_preferred_body_elsewhere(tmp_path):
+    """What lies under root/name is used, also when another place has the preferred body."""
+    files = (*card().files, ModelFile("model.onnx", "graph"))
+    wanted = card(ModelSource("folder", str(put(tmp_path / "other", **MODEL))), files=files)
+    store = ModelStore(tmp_path / "root")
+    assert store.path(wanted) == tmp_path / "other"
+    put(tmp_path / "root" / "tiny", **{"tokenizer.json": b"{}", "model.onnx": b""})
+    assert store.path(wanted) == tmp_path / "root" / "tiny"
 
 
 def test_card_without_files_cannot_be_had(tmp_path):
@@ -276,11 +296,11 @@ def test_linked_model_is_unlinked_not_emptied(tmp_path):
 
 @pytest.mark.slow
 def test_catalogue_is_cheap_to_import():
-    """Knowing models and finding them on disk imports neither the hub's client nor onnx."""
+    """Knowing models and finding them on disk imports no client of any network, nor onnx."""
     code = (
         "import sys; from resilient_ai._models.registry import ModelRegistry; "
         "ModelRegistry('/nonexistent').is_available('qwen3emb'); "
-        "print([m for m in ('onnx', 'huggingface_hub', 'rich') if m in sys.modules])"
+        "print([m for m in ('onnx', 'huggingface_hub', 'resilient_ai._models.download') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 

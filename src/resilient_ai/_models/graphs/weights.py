@@ -35,6 +35,7 @@ IntBits = np.ndarray[Any, np.dtype[np.uint32]]
 
 _LENGTH = struct.Struct("<Q")
 _LARGEST_HEADER = 100_000_000
+_PIECE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +49,14 @@ class Tensor:
     start: int
 
     def load(self) -> FloatArray:
-        """The values as float32, a fresh array.
+        """The values as float32, read-only: float32 tensors are not copied but stay in the file.
 
         Raises:
             ModelCorrupt: when the values are not floating point, or not all finite.
         """
         raw = np.memmap(self.file, np.uint8, "r", self.start, (math.prod(self.shape) * self._itemsize(),))
         values = _as_float32(raw, self.dtype).reshape(self.shape)
-        if not np.isfinite(values).all():
+        if not _all_finite(values):
             msg = f"{self.file}: tensor '{self.name}' holds NaN or infinity. Fetch the file again."
             raise ModelCorrupt(msg)
         return values
@@ -167,7 +168,13 @@ def _as_float32(raw: Any, dtype: str) -> FloatArray:
     if dtype == "BF16":
         upper: IntBits = raw.view("<u2").astype(np.uint32) << np.uint32(16)
         return upper.view(np.float32)
-    return np.array(raw.view("<f4" if dtype == "F32" else "<f2"), dtype=np.float32)
+    return np.asarray(raw.view("<f4" if dtype == "F32" else "<f2"), dtype=np.float32)
+
+
+def _all_finite(values: FloatArray) -> bool:
+    """Piece by piece: the flags of a table of a billion bytes would be a quarter of it."""
+    flat = values.reshape(-1)
+    return all(np.isfinite(flat[at : at + _PIECE]).all() for at in range(0, len(flat), _PIECE))
 
 
 def _broken(file: Path, what: str) -> ModelCorrupt:

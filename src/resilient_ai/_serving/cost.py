@@ -1,0 +1,78 @@
+"""What a batch costs on a device, learned from the batches it ran."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+
+__all__ = ["CostModel"]
+
+_FORGET = 0.98
+"""Weight of each earlier sample against the next: the last fifty or so decide."""
+
+_ENOUGH = 20
+"""Samples before an estimate may call a batch hung."""
+
+_WINDOW = 256
+_REFRESH = 16
+
+
+class CostModel:
+    """Seconds a batch takes as `a + b * size`, with size in tokens, padding included. Thread-safe.
+
+    A weighted least-squares line that forgets slowly; beside it the ratios of real to estimated
+    times, whose 99th percentile says how far off a healthy device may be.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Guarded by `_lock`. Weighted sums of 1, x, y, x*x, x*y.
+        self._sums = [0.0, 0.0, 0.0, 0.0, 0.0]
+        self._ratios: deque[float] = deque(maxlen=_WINDOW)
+        self._samples = 0
+        self._seen_sizes: set[int] = set()
+        self._p99_ratio = 1.0
+
+    def learn(self, size: int, seconds: float) -> None:
+        """Take in one batch that a healthy device ran."""
+        with self._lock:
+            if self._samples and (expected := self._line(size)) > 0:
+                self._ratios.append(seconds / expected)
+            sample = (1.0, float(size), seconds, float(size) * size, size * seconds)
+            self._sums = [_FORGET * old + new for old, new in zip(self._sums, sample, strict=True)]
+            self._samples += 1
+            self._seen_sizes.add(size.bit_length())
+            if self._ratios and self._samples % _REFRESH == 0:
+                self._p99_ratio = max(1.0, float(np.percentile(self._ratios, 99)))
+
+    def estimate(self, size: int) -> float | None:
+        """Seconds a batch of this size will take; None before the first sample."""
+        with self._lock:
+            return self._line(size) if self._samples else None
+
+    def p99(self, size: int) -> float | None:
+        """Seconds that 99 of 100 batches of this size stay below; None while too little is known."""
+        with self._lock:
+            return self._p99_ratio * self._line(size) if self._samples >= _ENOUGH else None
+
+    def hang_after(self, size: int, *, factor: float, floor: float, limit: float) -> float:
+        """Seconds after which a batch of this size hangs: `factor` times its p99, within bounds.
+
+        `limit` holds alone while little is known, and for the first batch of a new order of size,
+        which may compile or allocate.
+        """
+        with self._lock:
+            if self._samples < _ENOUGH or size.bit_length() not in self._seen_sizes:
+                return limit
+            return min(limit, max(floor, factor * self._p99_ratio * self._line(size)))
+
+    def _line(self, size: int) -> float:
+        weight, x, y, xx, xy = self._sums
+        spread = weight * xx - x * x
+        # All samples of one size: a line through the origin and their mean.
+        if spread <= 1e-9 * xx * weight:
+            return y / x * size if x else 0.0
+        slope = max(0.0, (weight * xy - x * y) / spread)
+        return max(0.0, (y - slope * x) / weight) + slope * size

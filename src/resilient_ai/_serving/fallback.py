@@ -1,0 +1,318 @@
+"""Runs each batch on the best device that can be trusted, and on the next one when it cannot.
+
+::
+
+    batch ──> GPU: breaker ─ stalled? ─ ramp ─> lane ─> answer checked ──────────────> answer
+                │                                └─ error, by class:
+                │                                     passing      again, with jitter, on a budget
+                │                                     memory       in halves
+                │                                     caller       raised as it is
+                │                                     all others   the breaker counts or opens
+                └────────── next device <────────────────┘
+              CPU: bulkhead ─> answer checked ─> answer, marked degraded
+
+The batch's tokens are reused; only the batch that failed moves, not its call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from resilient_ai._resilience.breaker import Permit, State, Transition
+from resilient_ai._resilience.failures import Classifier, Failure, FailureClass
+from resilient_ai._serving.bulkhead import Bulkhead
+from resilient_ai._serving.cost import CostModel
+from resilient_ai._serving.lane import DeviceHung, LaneBusy
+from resilient_ai._serving.pieces import halve
+from resilient_ai._serving.policy import FallbackPolicy
+from resilient_ai._serving.retries import RetryBudget
+from resilient_ai._serving.stats import FallbackStats, Ledger
+from resilient_ai._serving.tier import GuardedDevice
+from resilient_ai._serving.validation import CorruptAnswer, check_answer
+from resilient_ai._telemetry.events import (
+    BatchSplit,
+    BreakerMoved,
+    DeviceFailure,
+    Event,
+    EventBus,
+    FellBack,
+    RampMoved,
+)
+from resilient_ai.errors import (
+    AllBackendsFailed,
+    ConfigurationError,
+    DeviceFailed,
+    DeviceUnavailable,
+    ResilientAIError,
+)
+from resilient_ai.values import Backend, Batch, Vectors
+
+__all__ = ["FallbackManager"]
+
+_RETRY_WAIT = wait_random_exponential(multiplier=0.02, max=0.5)
+_CPU_LINE = 8
+
+
+class FallbackManager:
+    """A backend made of several: the first that can be trusted answers, the last is the reference.
+
+    All but the last get a breaker, a lane of their own, and their answers checked against what
+    cannot be right; the last runs on the caller's thread behind a bulkhead. Thread-safe.
+
+    Args:
+        backends: Best first; the last must be able to serve alone.
+        policy: When to give a device up and how to take it back.
+        missing: Whether a better device than the first is missing that should be there; every
+            answer is degraded then.
+        classifier: Tells what a device's error means.
+        events: Is told what happens.
+        slots: Batches that may be on the last device at once.
+        clock, sleep: Time, for tests.
+    """
+
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        policy: FallbackPolicy | None = None,
+        *,
+        missing: bool = False,
+        classifier: Classifier | None = None,
+        events: EventBus | None = None,
+        slots: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if not backends:
+            raise ConfigurationError("a FallbackManager needs at least one backend")
+        names = [backend.device for backend in backends]
+        if len(set(names)) != len(names):
+            raise ConfigurationError(f"every backend needs a device name of its own, not {names}")
+        self.policy = policy if policy is not None else FallbackPolicy()
+        self.events = events if events is not None else EventBus()
+        self._clock = clock
+        self._sleep = sleep
+        self._missing = missing
+        self._classifier = classifier if classifier is not None else Classifier()
+        self.guarded = tuple(GuardedDevice(each, self.policy, clock=clock) for each in backends[:-1])
+        self.reference = backends[-1]
+        self.reference_cost = CostModel()
+        self._bulkhead = Bulkhead(slots, _CPU_LINE, clock=clock)
+        self._retries = RetryBudget(self.policy.retry_share)
+        self._ledger = Ledger(tuple(names), clock=clock)
+        for device in self.guarded:
+            device.breaker.subscribe(self._on_transition)
+
+    def __repr__(self) -> str:
+        guarded = ", ".join(f"{device.name}:{device.breaker.state.value}" for device in self.guarded)
+        return f"<FallbackManager [{guarded}] then {self.reference.device}>"
+
+    @property
+    def device(self) -> str:
+        """The device that would get a batch now."""
+        return next((each.name for each in self.guarded if each.is_in_service), self.reference.device)
+
+    def estimate(self, size: int) -> float | None:
+        """Seconds that a batch of `size` tokens would take now; None while nothing is known."""
+        for device in self.guarded:
+            if device.is_in_service and device.ramp.is_full:
+                return device.cost.estimate(size)
+        return self.reference_cost.estimate(size)
+
+    def stats(self) -> FallbackStats:
+        return self._ledger.snapshot()
+
+    def run(self, batch: Batch) -> Vectors:
+        """Run a batch somewhere.
+
+        Raises a caller's or model's error as it is; `Overloaded` or `DeadlineExceeded` from the
+        last device's line; the device's own error with `fallback="fail"`; `AllBackendsFailed`
+        when every device failed.
+        """
+        causes: list[ResilientAIError] = []
+        reason = "device missing" if self._missing else ""
+        for device in self.guarded:
+            tried = self._try(device, batch)
+            if isinstance(tried, Vectors):
+                return replace(tried, degraded=True) if reason else tried
+            reason = reason or tried[0]
+            causes.append(tried[1])
+        if self.policy.fallback == "fail" and causes:
+            raise causes[0]
+        return self._run_reference(batch, reason, causes)
+
+    def close(self) -> None:
+        """Close every backend; a thread that hangs in one is left behind."""
+        for device in self.guarded:
+            device.close()
+        self.reference.close()
+
+    # -- a guarded device -----------------------------------------------------------------------
+
+    def _try(self, device: GuardedDevice, batch: Batch) -> Vectors | tuple[str, ResilientAIError]:
+        """The device's answer, or the reason why there is none and the error that stands for it."""
+        permit = device.enter()
+        if isinstance(permit, str):
+            return permit, DeviceUnavailable(f"{device.name} is out of service: {permit}")
+        give_up = self._give_up(batch)
+        if give_up <= self._clock():
+            permit.cancel()
+            return "no time", DeviceUnavailable(f"{device.name}: too little time left to try it")
+        self._retries.earn()
+        started = self._clock()
+        try:
+            answer = self._run_or_retry(device, batch, give_up)
+        except LaneBusy as exc:
+            permit.ignore()
+            return "no time", exc
+        except BaseException as exc:  # noqa: BLE001 - `_judge` raises what is not the device's
+            return self._judge(device, batch, permit, exc)
+        permit.success()
+        self._ledger.served(device.name, self._clock() - started)
+        if device.ramp.succeeded():
+            self._emit(RampMoved(device.name, device.ramp.share))
+        return answer
+
+    def _give_up(self, batch: Batch) -> float:
+        """The instant at which the last device must begin, so that the first caller is in time."""
+        limit = self._clock() + self.policy.gpu_timeout
+        if batch.due is None:
+            return limit
+        return min(limit, batch.due - (self.reference_cost.estimate(int(batch.input_ids.size)) or 0.0))
+
+    def _run_or_retry(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
+        try:
+            return self._run_fitting(device, batch, give_up)
+        except BaseException as exc:
+            if not self._may_repeat(exc):
+                raise
+            first_wait = 0.5 * _FIRST_RETRY_WAIT
+        # tenacity costs more than a short batch's whole protection, so only retries see it.
+        self._sleep(first_wait)
+        again = Retrying(
+            stop=stop_after_attempt(max(1, self.policy.max_retries)),
+            wait=_RETRY_WAIT,
+            retry=retry_if_exception(self._may_repeat),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        return again(self._repeat, device, batch, give_up)
+
+    def _repeat(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
+        self._ledger.count("retries")
+        return self._run_fitting(device, batch, give_up)
+
+    def _may_repeat(self, error: BaseException) -> bool:
+        wanted = self.policy.auto_retry and self.policy.max_retries > 0
+        repeatable = not isinstance(error, LaneBusy) and self.classify(error).verdict.retry_same_device
+        return wanted and repeatable and self._retries.spend()
+
+    def _run_fitting(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
+        """Run a batch in as many pieces as fit the device's memory."""
+        size = int(batch.input_ids.size)
+        if size > device.ceiling.tokens and batch.rows > 1:
+            return self._run_halves(device, batch, give_up)
+        try:
+            return device.run(batch, give_up - self._clock())
+        except BaseException as exc:
+            if batch.rows == 1 or not self.classify(exc).verdict.split:
+                raise
+        ceiling = device.ceiling.lower(size)
+        self._ledger.count("splits")
+        self._emit(BatchSplit(device.name, size, ceiling))
+        return self._run_halves(device, batch, give_up)
+
+    def _run_halves(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
+        parts = [self._run_fitting(device, half, give_up) for half in halve(batch)]
+        return Vectors(np.concatenate([part.values for part in parts]), device.name)
+
+    def _judge(
+        self, device: GuardedDevice, batch: Batch, permit: Permit, error: BaseException
+    ) -> tuple[str, ResilientAIError]:
+        """Draw the consequences of a failure; raise what the next device could not do better."""
+        failure = self.classify(error)
+        verdict = failure.verdict
+        if not verdict.fail_over:
+            permit.ignore()
+            raise error
+        # What a smaller batch would heal comes here only when not even a single row did fit.
+        if verdict.counts or verdict.split:
+            permit.failure(error)
+        else:
+            permit.ignore()
+        if verdict.opens_at_once or not device.ramp.is_full or device.breaker.state is State.OPEN:
+            device.trip(failure)
+        self._ledger.failed(device.name, failure.failure_class.value, failure.text)
+        self._emit(
+            DeviceFailure(device.name, failure.failure_class.value, failure.text, failure.hint, batch.rows)
+        )
+        return failure.failure_class.value, _as_device_error(error, failure)
+
+    # -- the last device ------------------------------------------------------------------------
+
+    def _run_reference(self, batch: Batch, reason: str, causes: list[ResilientAIError]) -> Vectors:
+        device = self.reference.device
+        size = int(batch.input_ids.size)
+        hint = self.reference_cost.estimate(size) or 1.0
+        with self._bulkhead.enter(batch.priority, batch.deadline, wait_hint=hint):
+            started = self._clock()
+            try:
+                answer = self.reference.run(batch)
+                check_answer(batch, answer, device)
+            except BaseException as exc:
+                self._reference_failed(exc, batch, causes)
+                raise
+            seconds = self._clock() - started
+        self.reference_cost.learn(size, seconds)
+        self._ledger.served(device, seconds)
+        if not reason:
+            return answer
+        self._ledger.fell_back(reason)
+        self._emit(FellBack(device, reason, batch.rows))
+        return replace(answer, degraded=True)
+
+    def _reference_failed(self, error: BaseException, batch: Batch, causes: list[ResilientAIError]) -> None:
+        failure = self.classify(error)
+        if not failure.verdict.fail_over:
+            return
+        device = self.reference.device
+        self._ledger.failed(device, failure.failure_class.value, failure.text)
+        self._emit(DeviceFailure(device, failure.failure_class.value, failure.text, failure.hint, batch.rows))
+        own = _as_device_error(error, failure)
+        if not causes:
+            raise own from error
+        told = "; ".join(str(cause) for cause in (*causes, own))
+        raise AllBackendsFailed(f"every device failed: {told}", (*causes, own)) from error
+
+    # -- what happened --------------------------------------------------------------------------
+
+    def classify(self, error: BaseException) -> Failure:
+        """Tell what a device's error means; those of the failover layer are known by their type."""
+        if isinstance(error, DeviceHung):
+            return Failure(FailureClass.HANG, str(error))
+        if isinstance(error, CorruptAnswer):
+            return Failure(FailureClass.CORRUPT, str(error))
+        return self._classifier.classify(error)
+
+    def _on_transition(self, move: Transition) -> None:
+        if self.guarded and move.name == self.guarded[0].name:
+            self._ledger.moved(move.after.value)
+        self._emit(BreakerMoved(move.name, move.before.value, move.after.value, move.reason))
+
+    def _emit(self, event: Event) -> None:
+        self.events.emit(event)
+
+
+_FIRST_RETRY_WAIT = 0.02
+
+
+def _as_device_error(error: BaseException, failure: Failure) -> ResilientAIError:
+    """The error as the library's own, with the hint, keeping the device's text and traceback."""
+    text = f"{failure.text} ({failure.hint})" if failure.hint else failure.text
+    own = DeviceFailed(f"{failure.failure_class.value}: {text}")
+    own.__cause__ = error
+    return own

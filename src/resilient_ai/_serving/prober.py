@@ -1,0 +1,159 @@
+"""Brings devices back: proves them with canaries, in the background, before users' work goes there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from resilient_ai._resilience.breaker import Rejection, State
+from resilient_ai._resilience.failures import Failure
+from resilient_ai._serving.canary import agreement
+from resilient_ai._serving.fallback import FallbackManager
+from resilient_ai._serving.tier import GuardedDevice
+from resilient_ai._serving.validation import CorruptAnswer, check_answer
+from resilient_ai._serving.verifier import Verifier
+from resilient_ai._telemetry.events import AgreementMeasured, Probed
+from resilient_ai._telemetry.log import log
+from resilient_ai.values import Batch, FloatArray
+
+__all__ = ["Prober"]
+
+
+class Prober:
+    """Proves a manager's guarded devices against its last one, the reference. Thread-safe.
+
+    A device is proved before it first serves and each time its breaker lets a probe in: right
+    answers to a small and to a maximal batch, from the device asked for, within the limit of first
+    runs, agreeing with the reference to at least `limit`. Meanwhile the reference itself is
+    exercised now and then, so that failing over is never its first use.
+    """
+
+    def __init__(
+        self,
+        manager: FallbackManager,
+        canaries: Sequence[Batch],
+        *,
+        limit: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._manager = manager
+        self._canaries = tuple(canaries)
+        self._limit = limit
+        self._clock = clock
+        self._expected: list[FloatArray] = []
+        self._news = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._reference_due = clock() + manager.policy.probe_interval
+        for device in manager.guarded:
+            device.breaker.subscribe(lambda _: self._news.set())
+
+    def start(self) -> None:
+        """Prove every device now, on this thread, and then keep watch on a thread of its own."""
+        for device in self._manager.guarded:
+            failure = self._examine(device)
+            if failure is not None:
+                device.trip(failure)
+        self._thread = threading.Thread(target=self._watch, name="resilient-ai-prober", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 1.0) -> None:
+        self._closed = True
+        self._news.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def probe_due(self) -> float:
+        """Probe what is due; return the seconds until something is due again."""
+        waits = [self._attend(device) for device in self._manager.guarded]
+        now = self._clock()
+        if now >= self._reference_due:
+            self._exercise_reference()
+            self._reference_due = now + self._manager.policy.probe_interval
+        return min(*waits, self._reference_due - now)
+
+    def _attend(self, device: GuardedDevice) -> float:
+        """Probe a device whose breaker lets a probe in; return the seconds until it may be due."""
+        if device.breaker.state not in {State.OPEN, State.HALF_OPEN}:
+            return self._manager.policy.probe_interval
+        permit = device.breaker.try_acquire()
+        if isinstance(permit, Rejection):
+            return permit.retry_after or _SOON
+        failure = self._examine(device)
+        if failure is None:
+            device.return_to_service()
+            permit.success()
+        else:
+            permit.failure()
+            device.trip(failure)
+        return _SOON
+
+    def _examine(self, device: GuardedDevice) -> Failure | None:
+        """Run the canaries; None when every answer is right."""
+        started = self._clock()
+        failure: Failure | None = None
+        try:
+            self._compare(device)
+        except Exception as exc:  # noqa: BLE001 - whatever a device raises is its verdict
+            failure = self._manager.classify(exc)
+        elapsed = (self._clock() - started) * 1000
+        reason = "" if failure is None else f"{failure.failure_class.value}: {failure.text}"
+        self._manager.events.emit(Probed(device.name, failure is None, reason, elapsed))
+        return failure
+
+    def _compare(self, device: GuardedDevice) -> None:
+        measured = 1.0
+        patience = self._manager.policy.gpu_timeout
+        for canary, expected in zip(self._canaries, self._right_answers(), strict=True):
+            answer = device.lane.run(canary, patience=patience, hang_after=patience)
+            check_answer(canary, answer, device.name)
+            measured = min(measured, agreement(canary.task, answer.values, expected))
+        device.agreement = measured
+        self._manager.events.emit(AgreementMeasured(device.name, measured, self._limit))
+        if measured < self._limit:
+            raise CorruptAnswer(
+                f"agreement with {self._manager.reference.device} is {measured:.6f}, below {self._limit}: "
+                "its vectors cannot be compared with those already served"
+            )
+        if device.verifier is None:
+            device.verifier = self._verifier()
+
+    def _verifier(self) -> Verifier:
+        """What rides along in users' batches: the first row of the small canary."""
+        canary, expected = self._canaries[0], self._right_answers()[0]
+        ids = canary.input_ids[0, : canary.lengths[0]]
+        # An L2-normalised vector and the same before normalisation differ in length only, which
+        # the cosine does not see.
+        tasks = ("embed", "pool") if canary.task == "embed" else (canary.task,)
+        return Verifier(
+            ids,
+            dict.fromkeys(tasks, expected[:1]),
+            limit=self._limit,
+            mode=self._manager.policy.verify,
+        )
+
+    def _right_answers(self) -> list[FloatArray]:
+        if not self._expected:
+            self._expected = [self._manager.reference.run(canary).values for canary in self._canaries]
+        return self._expected
+
+    def _exercise_reference(self) -> None:
+        """Run the small canary on the reference and look whether it still gives its own answer."""
+        canary = self._canaries[0]
+        try:
+            answer = self._manager.reference.run(canary)
+            check_answer(canary, answer, self._manager.reference.device)
+        except Exception as exc:  # noqa: BLE001 - told, and tried again next time
+            log.error(
+                "the last device failed its canary", device=self._manager.reference.device, error=repr(exc)
+            )
+
+    def _watch(self) -> None:
+        while not self._closed:
+            self._news.clear()
+            self._news.wait(self.probe_due())
+
+
+_SOON = 0.05
+"""How long to wait where the breaker does not say: the lease of another probe, a state in between."""

@@ -1,0 +1,83 @@
+"""Catches answers that look right and are not: a row with a known answer rides along in the batch."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from resilient_ai._serving.canary import agreement
+from resilient_ai._serving.validation import CorruptAnswer
+from resilient_ai.values import Batch, FloatArray, IntArray, Vectors
+
+__all__ = ["Verifier", "VerifyMode"]
+
+VerifyMode = Literal["every", "sampled", "off"]
+
+_SAMPLED_SHARE = 0.01
+
+
+class Verifier:
+    """Adds a canary row to batches and checks and removes its answer. Thread-safe.
+
+    "every" does so with each batch: no batch with wrong values is served. "sampled" spends one
+    token in a hundred on it: a device that has begun to answer wrongly is found out within about
+    a hundred rows. Late-interaction batches, whose scores depend on their query, go unchecked.
+    """
+
+    def __init__(
+        self, ids: IntArray, expected: dict[str, FloatArray], *, limit: float, mode: VerifyMode
+    ) -> None:
+        self._ids = ids
+        self._expected = expected
+        self._limit = limit
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._credit = 0.0  # guarded by `_lock`
+
+    def wants(self, batch: Batch) -> bool:
+        """Whether this batch should carry the canary."""
+        if self._mode == "off" or batch.task not in self._expected:
+            return False
+        if self._mode == "every":
+            return True
+        with self._lock:
+            self._credit += _SAMPLED_SHARE * batch.input_ids.size
+            cost = max(batch.input_ids.shape[1], len(self._ids))
+            if self._credit < cost:
+                return False
+            self._credit -= cost
+            return True
+
+    def load(self, batch: Batch) -> Batch:
+        """The batch with the canary as its last row."""
+        longest = max(batch.input_ids.shape[1], len(self._ids))
+        canary = np.zeros(longest, np.int64)
+        canary[: len(self._ids)] = self._ids
+        mask = (np.arange(longest) < len(self._ids)).astype(np.int64)
+        types = batch.type_ids
+        return replace(
+            batch,
+            input_ids=_with_row(batch.input_ids, canary),
+            attention_mask=_with_row(batch.attention_mask, mask),
+            lengths=np.append(batch.lengths, len(self._ids)),
+            type_ids=None if types is None else _with_row(types, np.zeros(longest, np.int64)),
+        )
+
+    def unload(self, batch: Batch, answer: Vectors) -> Vectors:
+        """The answer without the canary's row. Raises `CorruptAnswer` when that row is wrong."""
+        measured = agreement(batch.task, answer.values[-1:], self._expected[batch.task])
+        if not measured >= self._limit:
+            raise CorruptAnswer(
+                f"corrupt output: the canary's answer agrees to {measured:.6f} only, below {self._limit}"
+            )
+        return replace(answer, values=answer.values[:-1])
+
+
+def _with_row(matrix: IntArray, row: IntArray) -> IntArray:
+    wider = np.zeros((matrix.shape[0] + 1, len(row)), np.int64)
+    wider[:-1, : matrix.shape[1]] = matrix
+    wider[-1] = row
+    return wider

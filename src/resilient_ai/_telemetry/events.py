@@ -1,0 +1,150 @@
+"""What happens inside, as frozen values, and whoever wants to hear of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+__all__ = [
+    "AgreementMeasured",
+    "BatchSplit",
+    "BreakerMoved",
+    "CallShed",
+    "DeviceFailure",
+    "Event",
+    "EventBus",
+    "FellBack",
+    "Observer",
+    "Probed",
+    "RampMoved",
+]
+
+Level = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened; the fields of the subclasses say what. `level` is how grave it is."""
+
+    level: ClassVar[Level] = "info"
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def to_dict(self) -> dict[str, object]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerMoved(Event):
+    """A device's breaker changed its state."""
+
+    level: ClassVar[Level] = "warning"
+    device: str
+    before: str
+    after: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFailure(Event):
+    """A device failed with a batch; `hint` says what a person can do, where something can be done."""
+
+    level: ClassVar[Level] = "warning"
+    device: str
+    failure_class: str
+    text: str
+    hint: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class FellBack(Event):
+    """A batch went to a lower device than the one that should be up."""
+
+    level: ClassVar[Level] = "warning"
+    served_by: str
+    reason: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSplit(Event):
+    """A batch did not fit into a device's memory and is run in halves from now on."""
+
+    device: str
+    tokens: int
+    ceiling: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probed(Event):
+    """The background prober tried a device with its canaries."""
+
+    device: str
+    passed: bool
+    reason: str
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementMeasured(Event):
+    """How well a device's canary answers agree with the reference device's (1 is perfect)."""
+
+    device: str
+    agreement: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class RampMoved(Event):
+    """A device that came back gets another share of the traffic, from 0 to 1."""
+
+    device: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallShed(Event):
+    """A call was refused because it could not have been served in time."""
+
+    level: ClassVar[Level] = "warning"
+    priority: str
+    retry_after: float
+
+
+Observer = Callable[[Event], None]
+
+
+class EventBus:
+    """Tells every observer of every event, isolated from one another and from the emitter.
+
+    Thread-safe. Observers run on the emitting thread and must be quick; one that raises is
+    counted in `errors` and stays subscribed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._observers: tuple[Observer, ...] = ()  # replaced, never changed, under `_lock`
+        self.errors = 0
+
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        """Add an observer; call what is returned to remove it."""
+        with self._lock:
+            self._observers = (*self._observers, observer)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._observers = tuple(known for known in self._observers if known is not observer)
+
+        return unsubscribe
+
+    def emit(self, event: Event) -> None:
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:  # noqa: BLE001 - an observer's error is not the service's
+                self.errors += 1

@@ -1,0 +1,70 @@
+"""What every test may use, and what every test must leave behind: nothing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GRACE = 5.0
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "keeps_threads: shares something with the next test that owns threads")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real tokenizers and reference values, kept beside the checkout; skips where they are not."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request):
+    """Fail a test that leaves a thread running, or a socket, pipe or shared memory open."""
+    threads, handles = set(threading.enumerate()), _handles()
+    yield
+    if request.node.get_closest_marker("keeps_threads"):
+        return
+    left = _settle(lambda: [thread for thread in threading.enumerate() if thread not in threads])
+    assert not left, f"threads left running: {left}"
+    opened = _settle(lambda: sorted(_handles().items() - handles.items()))
+    assert not opened, f"left open: {opened}"
+
+
+def _settle(look):
+    """What `look` still finds when ending threads and garbage have had their chance."""
+    found = look()
+    give_up = time.monotonic() + GRACE
+    while found and time.monotonic() < give_up:
+        gc.collect()
+        time.sleep(0.01)
+        found = look()
+    return found
+
+
+def _handles() -> dict[int, str]:
+    """Open handles that are no plain files: those are opened for good by libraries, and harmless."""
+    found = {}
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith(("socket:", "pipe:", "/memfd:", "anon_inode:")):
+            found[int(name)] = target
+    return found
