@@ -15,6 +15,7 @@ from resilient_ai._models.cards import ModelCard, ModelFile
 from resilient_ai._models.registry import ModelRegistry
 from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.engine import Engine
+from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.hosting import BatchLimits, HostedModel
 from resilient_ai._serving.jobs import Job, Lane
 from resilient_ai.errors import InvalidInput
@@ -128,10 +129,15 @@ def registry(root: Path, load):
     return known
 
 
+def hosted(card, backend=None):
+    """A model on one device, which is a fake that goes well unless another is given."""
+    backend = FakeBackend("cpu", DIMENSION) if backend is None else backend
+    return HostedModel(card, ENCODER, FallbackManager([backend]), LIMITS)
+
+
 def engine(root: Path, backend=None, *, load=None, queue_size=1024, cache_size=1000, runners=1, **options):
     """An engine over fakes; everything that is not given goes well."""
-    backend = FakeBackend("cpu", DIMENSION) if backend is None else backend
-    load = load or (lambda card: HostedModel(card, ENCODER, backend, LIMITS))
+    load = load or (lambda card: hosted(card, backend))
     return Engine(
         registry(root, load),
         BufferPool(1 << 24),

@@ -20,6 +20,7 @@ import numpy as np
 
 from resilient_ai._inference.batching import collate, plan
 from resilient_ai._inference.buffers import BufferPool
+from resilient_ai._serving.admission import Admission, Load, weigh
 from resilient_ai._serving.jobs import Job, Lane, Slice, fail_all
 from resilient_ai._serving.queue import JobQueue, urgency
 from resilient_ai._serving.threads import start_thread
@@ -31,8 +32,8 @@ __all__ = ["Dispatcher", "QueueSnapshot"]
 _WAVE_ROWS = 256
 """Enough rows for sorting by length to pay, few enough that the next caller's turn comes soon."""
 
-_SMOOTHING = 0.1
-"""Weight of the newest batch in the running estimate of seconds per row."""
+_RETRY_SOON = 0.05
+"""The shortest time, in seconds, after which a refused caller is told to come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +85,55 @@ class Dispatcher:
         self._active: Counter[Job[Any]] = Counter()  # how many waves have rows of it
         self._closed = False
         self._rejected = 0
-        self._seconds_per_row = 0.0
+        self._admission = Admission()
         self._threads: list[threading.Thread] = []
 
     def submit(self, job: Job[Any]) -> None:
-        """Queue a job; never blocks on work. Raises `Overloaded` or `ServiceClosed` at once."""
+        """Queue a job; never blocks on work. Raises `Overloaded` or `ServiceClosed` at once.
+
+        A call that could be done only after its deadline is refused now. When the line is full, an
+        interactive call takes the place of the latest bulk call.
+        """
+        load = _load(job)
+        weight = weigh(job.items)
+        job.row_weight = weight / len(job.items)
         with self._changed:
             if self._closed:
                 raise ServiceClosed("the service is closed; create a new one")
-            if len(self._queue) >= self._queue_size:
-                self._queue.discard_over()
-            if len(self._queue) >= self._queue_size:
-                self._rejected += 1
-                raise self._overloaded()
+            shed = self._make_room(job, load, weight)
             if not self._threads:
                 self._start_threads()
+            self._admission.arrived(load, weight)
             self._queue.put(job)
             self._changed.notify()
+        job.future.add_done_callback(lambda _: self._forget(job, load))
+        if shed is not None:
+            shed.fail(Overloaded("this bulk call gave way to interactive ones", _RETRY_SOON))
+
+    def _make_room(self, job: Job[Any], load: Load, weight: float) -> Job[Any] | None:
+        """Refuse the job, or return the one that goes for it, if one must; the caller holds the lock."""
+        now = self._clock()
+        wait = self._admission.wait(load, weight, job.lane.backend.device, now)
+        if job.deadline is not None and wait is not None and now + wait > job.deadline:
+            self._rejected += 1
+            late = now + wait - job.deadline
+            raise Overloaded(f"this call would end {late:.2f} s after its deadline", max(_RETRY_SOON, late))
+        if len(self._queue) >= self._queue_size:
+            self._queue.discard_over()
+        if len(self._queue) < self._queue_size:
+            return None
+        self._rejected += 1
+        shed = self._queue.shed() if job.priority == "interactive" else None
+        if shed is None:
+            raise Overloaded(f"{len(self._queue)} calls wait already", max(_RETRY_SOON, wait or 0.0))
+        return shed
+
+    def _forget(self, job: Job[Any], load: Load) -> None:
+        """A job is over: what was not computed of it will not be waited for."""
+        with self._changed:
+            rows = len(job.items) - job.rows_run
+            self._admission.left(load, job.row_weight * rows)
+            job.rows_run = len(job.items)
 
     @property
     def is_live(self) -> bool:
@@ -134,10 +167,6 @@ class Dispatcher:
     def _start_threads(self) -> None:
         for number in range(self._runners):
             self._threads.append(start_thread(self._loop, f"resilient-ai-runner-{number}"))
-
-    def _overloaded(self) -> Overloaded:
-        wait = max(0.05, self._queue.rows * self._seconds_per_row)
-        return Overloaded(f"{len(self._queue)} calls wait already; try again in {wait:.2f} s", wait)
 
     def _loop(self) -> None:
         while True:
@@ -206,7 +235,7 @@ class Dispatcher:
         try:
             with self._collate(wave, rows, jobs) as batch:
                 answer = wave.lane.backend.run(batch)
-            self._learn((self._clock() - started) / len(rows))
+            self._learn(wave, rows, answer.device, self._clock() - started)
             _distribute(wave, rows, answer)
         except BaseException as exc:  # noqa: BLE001 - the other batches of the wave may still go well
             fail_all(jobs, exc)
@@ -225,10 +254,23 @@ class Dispatcher:
             priority=jobs[0].priority,
         )
 
-    def _learn(self, seconds_per_row: float) -> None:
+    def _learn(self, wave: _Wave, rows: IntArray, device: str, seconds: float) -> None:
+        """Note what a batch cost, and that its rows need not be waited for any more."""
+        owners, counts = np.unique(wave.owners[rows], return_counts=True)
         with self._changed:
-            known = self._seconds_per_row or seconds_per_row
-            self._seconds_per_row = known + _SMOOTHING * (seconds_per_row - known)
+            weight = 0.0
+            for owner, count in zip(owners, counts.tolist(), strict=True):
+                job = wave.jobs[owner]
+                run = min(count, len(job.items) - job.rows_run)
+                job.rows_run += run
+                weight += job.row_weight * run
+            load = _load(wave.jobs[0])
+            self._admission.left(load, weight)
+            self._admission.learn(load, device, weight, seconds, self._clock())
+
+
+def _load(job: Job[Any]) -> Load:
+    return Load(urgency(job), job.lane.model, job.lane.task)
 
 
 def _encode(slices: list[Slice]) -> _Wave:

@@ -97,7 +97,7 @@ def examine(engine: Engine, *, main_model: str, warnings: tuple[str, ...]) -> He
     return Health(
         status=status,
         live=live,
-        ready=live and any(model.name == main_model for model in models),
+        ready=live and _is_loaded(engine, main_model),
         models=models,
         queue=engine.dispatcher.snapshot(),
         cache=engine.cache.figures(),
@@ -124,3 +124,11 @@ def _model(model: HostedModel) -> ModelHealth:
     return ModelHealth(
         model.card.name, model.card.kind, manager.device, (*guarded, reference), manager.stats()
     )
+
+
+def _is_loaded(engine: Engine, name: str) -> bool:
+    """Whether a model is in memory, by any of its names."""
+    try:
+        return engine.registry.loaded(name) is not None
+    except ModelNotFound:
+        return False

@@ -91,6 +91,9 @@ class Job(Generic[Answer]):
         self.deadline = deadline
         self.priority: Priority = priority
         self.taken = 0
+        # The dispatcher's own notes, guarded by its lock: how many rows it has run, what one weighs.
+        self.rows_run = 0
+        self.row_weight = 0.0
         self.items: Sequence[Any] = ()
         self._started = clock()
         self._clock = clock

@@ -59,6 +59,13 @@ class JobQueue:
             line.clear()
             line.extend(waiting)
 
+    def shed(self) -> Job[Any] | None:
+        """Remove and return the bulk job that came last, unless it has begun; None if there is none."""
+        bulk = self._lines[-1]
+        if not bulk or bulk[-1].taken:
+            return None
+        return bulk.pop()
+
     def drain(self) -> list[Job[Any]]:
         """Remove and return every waiting job."""
         jobs = [job for line in self._lines for job in line]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 
 import pytest
 
@@ -76,8 +77,6 @@ def test_finished_ones_do_not_pile_up(quiet):
 def test_the_thread_expires():
     """The thread ends what is due without being asked, also when an earlier deadline comes later."""
     deadlines, late, early = Deadlines(), Watched(), Watched()
-    import time
-
     deadlines.watch(time.monotonic() + 600, late)
     deadlines.watch(time.monotonic() + 0.02, early)
     assert early.expired.wait(10)
@@ -87,8 +86,6 @@ def test_the_thread_expires():
 
 def test_a_deadline_beyond_what_a_thread_can_wait():
     """A deadline centuries away does not hurt the thread that others rely on."""
-    import time
-
     deadlines, never, soon = Deadlines(), Watched(), Watched()
     deadlines.watch(time.monotonic() + 1e300, never)
     time.sleep(0.01)

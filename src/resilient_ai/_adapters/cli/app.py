@@ -67,7 +67,7 @@ def prepare(
     debug: Annotated[
         bool, typer.Option("--debug", help="Log everything, and show tracebacks of errors.")
     ] = False,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does it all
         bool,
         typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version),
     ] = False,

@@ -82,11 +82,9 @@ class _Api:
 
     async def list_models(self, _: Request) -> Response:
         # One model may do both, and is listed once.
-        offers = {
-            offer.card.name: offer
-            for offer in (reranking_offer(self._service), embedding_offer(self._service))
-        }
-        return _json({"object": "list", "data": [self._describe(offer) for offer in offers.values()]})
+        offers = (embedding_offer(self._service), reranking_offer(self._service))
+        each = {offer.card.name: offer for offer in offers}
+        return _json({"object": "list", "data": [self._describe(offer) for offer in each.values()]})
 
     async def report_health(self, _: Request) -> Response:
         health = self._service.health()
@@ -115,5 +113,5 @@ class _Api:
 
 
 def _json(content: bytes | dict[str, Any], status: int = 200) -> Response:
-    body = content if isinstance(content, bytes) else to_json(content)
+    body = content if isinstance(content, bytes) else to_json(content, inf_nan_mode="null")
     return Response(body, status_code=status, media_type=JSON)

@@ -43,7 +43,7 @@ class BodyReader:
         return self._held
 
     @asynccontextmanager
-    async def reading(self, request: Request) -> AsyncIterator[bytes]:
+    async def reading(self, request: Request) -> AsyncIterator[bytearray]:
         """Read a request's body, and hold its bytes for as long as the block runs.
 
         Raises:
@@ -55,7 +55,7 @@ class BodyReader:
         body = bytearray()
         try:
             await self._collect(request, body)
-            yield bytes(body)
+            yield body
         finally:
             self._held -= len(body)
 
@@ -74,7 +74,9 @@ class BodyReader:
     def _refuse_announced(self, request: Request) -> None:
         """Refuse by its announced length what need not be read for it."""
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._largest:
+        digits = len(str(self._largest))
+        # By their count first: thousands of digits need not, and cannot, become a number.
+        if announced.isdecimal() and (len(announced) > digits or int(announced) > self._largest):
             raise self._too_large()
 
     def _check_room(self, read: int, arrived: int) -> None:

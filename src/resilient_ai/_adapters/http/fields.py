@@ -29,7 +29,7 @@ class CallFields(BaseModel):
     priority: Priority | None = None
 
 
-def read_fields(kind: type[Fields], body: bytes) -> Fields:
+def read_fields(kind: type[Fields], body: bytes | bytearray) -> Fields:
     """Read a JSON body.
 
     Raises:

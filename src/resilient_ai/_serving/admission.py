@@ -1,0 +1,101 @@
+"""Predicts when a call would be done, so that one that would be late is refused at once.
+
+The queue in front of a device that is too slow only turns quick refusals into slow failures. What
+counts is not how many calls wait but how long they will take, on the device that serves now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Admission", "Load", "weigh"]
+
+_SMOOTHING = 0.2
+"""Weight of the newest wave in the running estimate of seconds per unit of weight."""
+
+_CHARACTERS_PER_ROW = 16
+"""What a row costs beside its text: special tokens, its share of a batch."""
+
+_LONGEST_COUNTED = 4096
+"""Characters of one text beyond which it is cut anyway, near enough."""
+
+_MEMORY = 5.0
+"""Seconds over which the load by more urgent calls is averaged."""
+
+_SAFETY = 1.3
+"""Predictions are kept with some room: other calls of the machine take their share, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A kind of work: how urgent, and what makes its rows cost what they cost."""
+
+    urgency: int
+    model: str
+    task: str
+
+
+def weigh(items: Sequence[Any]) -> float:
+    """How much work texts (or pairs of texts) are, in characters, before anybody has tokenised them."""
+    return float(sum(_CHARACTERS_PER_ROW + min(_length(item), _LONGEST_COUNTED) for item in items))
+
+
+def _length(item: Any) -> int:
+    return len(item) if isinstance(item, str) else sum(map(len, item))
+
+
+class Admission:
+    """What is waiting and running, how long that will take, and who keeps the device busy.
+
+    Not thread-safe: its dispatcher guards it. Weights are those of `weigh`.
+    """
+
+    def __init__(self) -> None:
+        self._outstanding: defaultdict[Load, float] = defaultdict(float)
+        self._rates: dict[tuple[str, str, str], float] = {}
+        self._busy: defaultdict[int, float] = defaultdict(float)
+        self._busy_at = -math.inf
+
+    def arrived(self, load: Load, weight: float) -> None:
+        self._outstanding[load] += weight
+
+    def left(self, load: Load, weight: float) -> None:
+        """Work that was done, or that nobody wants any more."""
+        self._outstanding[load] = max(0.0, self._outstanding[load] - weight)
+
+    def learn(self, load: Load, device: str, weight: float, seconds: float, now: float) -> None:
+        """Take in a batch that ran."""
+        key = (load.model, load.task, device)
+        rate = seconds / max(weight, 1.0)
+        self._rates[key] = rate + (1 - _SMOOTHING) * (self._rates.get(key, rate) - rate)
+        self._fade(now)
+        self._busy[load.urgency] += seconds
+
+    def wait(self, load: Load, weight: float, device: str, now: float) -> float | None:
+        """Seconds until a call of this weight would be done; None while nothing is known.
+
+        What is as urgent or more goes first; what is more urgent and still to come takes the share
+        of the device that it took lately.
+        """
+        own = self._rates.get((load.model, load.task, device))
+        if own is None:
+            return None
+        ahead = sum(
+            waiting * self._rates.get((other.model, other.task, device), own)
+            for other, waiting in self._outstanding.items()
+            if other.urgency <= load.urgency
+        )
+        self._fade(now)
+        taken = sum(busy for urgency, busy in self._busy.items() if urgency < load.urgency) / _MEMORY
+        return _SAFETY * (ahead + weight * own) / max(0.1, 1 - taken)
+
+    def _fade(self, now: float) -> None:
+        """Let what lies back count less: exponential decay over `_MEMORY` seconds."""
+        factor = math.exp(-max(0.0, now - self._busy_at) / _MEMORY)
+        for urgency in self._busy:
+            self._busy[urgency] *= factor
+        self._busy_at = now
