@@ -238,4 +238,4 @@ def _decimals(value: float) -> int:
     """Enough to see four figures, and all of a number just under 1."""
     if 0.999 < abs(value) < 1:
         return 8
-    return max(0, 4 - len(str(int(abs(value)))))
+    return 4 if abs(value) < 1 else max(0, 4 - len(str(int(abs(value)))))

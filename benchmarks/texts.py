@@ -39,18 +39,18 @@ class Question:
 
 
 def load_xquad(language: str, folder: Path = XQUAD) -> tuple[list[str], list[Question]]:
-    """The distinct paragraphs in their order, and the questions about them.
+    """The distinct paragraphs in their order, and the distinct questions about them.
 
     A paragraph that occurs twice is one document: otherwise a copy of the right answer would
-    count as a wrong one.
+    count as a wrong one. A question that is asked twice is one query, as in the published scores.
     """
     articles = json.loads((folder / f"xquad.{language}.json").read_text(encoding="utf-8"))["data"]
     places: dict[str, int] = {}
-    questions = []
+    questions: dict[Question, None] = {}
     for entry in chain.from_iterable(article["paragraphs"] for article in articles):
         place = places.setdefault(entry["context"], len(places))
-        questions += [Question(pair["question"], place) for pair in entry["qas"]]
-    return list(places), questions
+        questions |= {Question(pair["question"], place): None for pair in entry["qas"]}
+    return list(places), list(questions)
 
 
 def docstrings(count: int, *, seed: int) -> list[str]:

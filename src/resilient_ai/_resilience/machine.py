@@ -252,7 +252,6 @@ class Machine(ABC):
         self._born = self._generation
         self._in_flight = self._probe_successes = 0
         self._probes.clear()
-        self._returned.clear()
         self._passing = self._state in _PASSING
         if self._meter is not None:
             self._meter.clear()  # its sums may be half done

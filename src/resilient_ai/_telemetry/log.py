@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import MutableMapping
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
-import structlog
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
 
 __all__ = ["log", "set_level"]
 
@@ -32,8 +34,23 @@ def _render(
     return ("%s", f"{text} {told}".rstrip()), {"extra": {"fields": dict(event)}}
 
 
-log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-    logging.getLogger(_NAME),
-    processors=[structlog.stdlib.filter_by_level, _render],
-    wrapper_class=structlog.stdlib.BoundLogger,
-)
+@cache
+def _logger() -> BoundLogger:
+    import structlog  # noqa: PLC0415 - 40 ms that a host which logs nothing need not pay
+
+    bound: BoundLogger = structlog.wrap_logger(
+        logging.getLogger(_NAME),
+        processors=[structlog.stdlib.filter_by_level, _render],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    return bound
+
+
+class _LazyLogger:
+    """Stands for the logger until the first message."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_logger(), name)
+
+
+log = cast("BoundLogger", _LazyLogger())

@@ -12,7 +12,7 @@ def test_pace_knows_rate_and_rest():
     clock = FakeClock()
     pace = Pace(extent=1000, clock=clock)
     assert pace.remaining is None
-    clock.advance(2.0)
+    clock.tick(2.0)
     pace.advance(50, 250)
     assert (pace.rate, pace.remaining) == (25.0, 6.0)
 
@@ -21,7 +21,7 @@ def test_pace_without_extent_promises_nothing():
     """Of a pipe nobody knows the end."""
     clock = FakeClock()
     pace = Pace(extent=None, clock=clock)
-    clock.advance(1.0)
+    clock.tick(1.0)
     pace.advance(50, 250)
     assert pace.remaining is None
     assert str(pace) == "embedded 50 texts, 50/s"
@@ -32,7 +32,7 @@ def test_lines_come_now_and_then(capsys):
     clock = FakeClock()
     meter = LineMeter(Pace(extent=100, clock=clock))
     for done in range(1, 26):
-        clock.advance(1.0)
+        clock.tick(1.0)
         meter.advance(4, 4 * done)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["embedded 40 texts, 4/s, 40 %, 15 s left", "embedded 80 texts, 4/s, 80 %, 5 s left"]
@@ -43,7 +43,7 @@ def test_downloads_say_a_line_a_file(capsys):
     clock = FakeClock()
     progress = LineDownloads(clock)
     for second in range(12):
-        clock.advance(1.0)
+        clock.tick(1.0)
         progress("model.bin", 1000 * second, None if second < 5 else 20_000)
     progress("model.bin", 20_000, 20_000)
     assert capsys.readouterr().err.splitlines() == [

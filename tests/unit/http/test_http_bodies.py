@@ -14,7 +14,7 @@ from resilient_ai._adapters.http.bodies import BodyReader
 from resilient_ai.errors import Overloaded
 
 
-def request_of(*chunks, length=None, then=None):
+def request_of(*chunks, length=None, expect=None, then=None):
     """A request whose body arrives in these chunks; `then` is awaited before the last of them."""
     waiting = list(chunks)
     taken = []
@@ -28,7 +28,8 @@ def request_of(*chunks, length=None, then=None):
         taken.append(chunk)
         return {"type": "http.request", "body": chunk, "more_body": bool(waiting)}
 
-    headers = [] if length is None else [(b"content-length", str(length).encode())]
+    given = {"content-length": length, "expect": expect}
+    headers = [(name.encode(), str(value).encode()) for name, value in given.items() if value is not None]
     scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}
     request = Request(scope, receive)
     request.taken = taken
@@ -53,25 +54,31 @@ def test_chunks_become_one_body():
     assert asyncio.run(run()) == 0
 
 
-def test_an_announced_length_is_refused_unread():
-    """A body that says it is too large is refused before a byte of it is read."""
-    for length in (11, "9" * 5000):
-        request = request_of(b"x" * 11, length=length)
-        with pytest.raises(HTTPException) as caught:
-            asyncio.run(read(BodyReader(largest=10), request))
-        assert (caught.value.status_code, request.taken) == (413, [])
-        assert caught.value.headers == {"Connection": "close"}
-
-
-def test_reading_stops_when_it_is_too_much():
-    """A body of unknown length is read no further than what may be kept."""
-    request = request_of(*[b"xxxx"] * 100)
-    bodies = BodyReader(largest=10)
+@pytest.mark.parametrize("length", [11, "9" * 5000])
+def test_a_length_is_refused_by_its_announcement(length):
+    """A body that says it is too large is refused without any of it being kept."""
+    bodies = BodyReader(largest=10, budget=0)
     with pytest.raises(HTTPException) as caught:
-        asyncio.run(read(bodies, request))
-    assert caught.value.status_code == 413
-    assert len(request.taken) == 3
-    assert bodies.held == 0
+        asyncio.run(read(bodies, request_of(b"x" * 11, length=length)))
+    assert (caught.value.status_code, caught.value.headers) == (413, {"Connection": "close"})
+
+
+def test_who_asks_before_sending_is_answered_at_once():
+    """A client that expects an answer before it sends too much is not asked to send it."""
+    request = request_of(b"x" * 11, length=11, expect="100-continue")
+    with pytest.raises(HTTPException):
+        asyncio.run(read(BodyReader(largest=10), request))
+    assert request.taken == []
+
+
+def test_a_refused_body_is_read_for_a_while():
+    """What is too large is taken in and dropped, four times the largest and no more, so that its sender can read why."""
+    bodies = BodyReader(largest=10)
+    for chunks, read_of_them in ((5, 5), (100, 14)):
+        request = request_of(*[b"xxxx"] * chunks)
+        with pytest.raises(HTTPException) as caught:
+            asyncio.run(read(bodies, request))
+        assert (caught.value.status_code, len(request.taken), bodies.held) == (413, read_of_them, 0)
 
 
 def test_all_bodies_share_one_budget():

@@ -70,27 +70,38 @@ def test_a_model_that_does_both_is_listed_once():
     assert (only["id"], "late-interaction" in only["aliases"]) == (EMBEDDER.name, True)
 
 
-def test_a_client_that_leaves_withdraws_its_call():
-    """The call of a client that is gone is cancelled, and its rows are never computed."""
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/rerank"])
+def test_a_client_that_leaves_withdraws_its_call(path):
+    """The call of a client that is gone is cancelled, and not waited for."""
     devices = Devices()
-    gate = Gate(devices.embedder)
+    gates = Gate(devices.embedder), Gate(devices.judge)
 
     async def run():
         service = make_service(devices)
         await service.load()
-        app = build_app(service)
-        async with service, client_of(app) as client:
-            first = asyncio.ensure_future(client.post("/v1/embeddings", json={"input": "first"}))
-            await gate.reached()
-            await leave(app, b'{"input": "second"}')
-            gate.release()
-            assert (await first).status_code == 200
-            return [len(call.lengths) for call in devices.embedder.calls]
+        calls = record_calls(service)
+        async with service:
+            await leave(build_app(service), path, b'{"input": "a", "query": "a", "documents": ["b"]}')
+            assert [call.cancelled() for call in calls] == [True]
+            for gate in gates:
+                gate.release()
 
-    assert asyncio.run(run()) == [1]
+    asyncio.run(run())
 
 
-async def leave(app, body):
+def record_calls(service):
+    """The list that the future of every call will be appended to."""
+    calls, submit = [], service._service._engine.submit
+
+    def note(*arguments, **options):
+        calls.append(submit(*arguments, **options))
+        return calls[-1]
+
+    service._service._engine.submit = note
+    return calls
+
+
+async def leave(app, path, body):
     """Send a request and hang up; returns when the application is done with it."""
     messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
     sent = []
@@ -101,7 +112,7 @@ async def leave(app, body):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": [], "query_string": b""}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
     await app({**scope, "http_version": "1.1", "root_path": "", "scheme": "http"}, receive, send)
     assert sent[0]["status"] == 499
 

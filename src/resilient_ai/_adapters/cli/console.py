@@ -11,7 +11,10 @@ from typing import Any
 
 from resilient_ai.errors import ConfigurationError
 
-__all__ = ["StderrLog", "emit", "emit_rows", "emit_table", "mute_stdout", "tell", "wants_json"]
+__all__ = ["StderrLog", "emit", "emit_rows", "emit_table", "mute_stdout", "tell", "to_json", "wants_json"]
+
+# Many readers, Python's `str.splitlines` among them, take these for line ends; JSON does not.
+_LINE_ENDS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"})
 
 UNLIMITED = 1 << 16
 """The width of a table that no terminal has to fit: nothing in it is wrapped or cut."""
@@ -64,7 +67,12 @@ def wants_json(*, asked: bool) -> bool:
 
 def emit_rows(rows: Iterable[Any]) -> None:
     """Write JSON lines."""
-    emit("".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows))
+    emit("".join(f"{to_json(row)}\n" for row in rows))
+
+
+def to_json(value: Any) -> str:
+    """JSON in one line, whatever the reader takes for a line."""
+    return json.dumps(value, ensure_ascii=False, default=str).translate(_LINE_ENDS)
 
 
 def emit_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()) -> None:
@@ -86,7 +94,7 @@ def emit_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: 
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     with console.capture() as captured:
         console.print(table)
-    emit("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    emit("".join(f"{line.rstrip()}\n" for line in captured.get().split("\n")[:-1]))
 
 
 class StderrLog(logging.Handler):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from resilient_ai._adapters.cli.console import to_json
 from resilient_ai._adapters.cli.landing import LandingFile
 from resilient_ai._adapters.cli.options import Format
 from resilient_ai.errors import ConfigurationError
@@ -59,11 +59,11 @@ class JsonlWriter:
         counts, cut = part.token_counts.tolist(), part.truncated.tolist()
         lines: list[str] = []
         for row, values in enumerate(part.vectors.tolist()):
-            text = f'"text": {json.dumps(texts[row], ensure_ascii=False)}, ' if self._with_text else ""
+            text = f'"text": {to_json(texts[row])}, ' if self._with_text else ""
             lines.append(
                 f'{{"index": {self._rows + row}, {text}"vector": {vector % tuple(values)}, '
-                f'"tokens": {counts[row]}, "truncated": {json.dumps(cut[row])}, '
-                f'"device": {json.dumps(part.served_by[row])}}}\n'
+                f'"tokens": {counts[row]}, "truncated": {to_json(cut[row])}, '
+                f'"device": {to_json(part.served_by[row])}}}\n'
             )
         self._rows += len(part)
         self._write("".join(lines).encode())

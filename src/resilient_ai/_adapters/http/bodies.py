@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,6 +17,10 @@ _MEBIBYTE = 1 << 20
 
 _HANG_UP = {"Connection": "close"}
 """For answers given before the body was read: what is left of it must not be taken for a request."""
+
+_LINGER_S = 5.0
+_LINGER_TIMES = 4
+"""How long, and how many times the largest body, a refused body is still read before the answer."""
 
 
 class BodyReader:
@@ -51,39 +55,59 @@ class BodyReader:
             Overloaded: The bodies of other requests leave no room for it.
             ClientDisconnect: The client went away before it was sent.
         """
-        self._refuse_announced(request)
         body = bytearray()
         try:
-            await self._collect(request, body)
+            try:
+                async with asyncio.timeout(self._patience), aclosing(request.stream()) as stream:
+                    await self._collect(request, stream, body)
+            except TimeoutError as exc:
+                raise HTTPException(
+                    408, f"The request's body did not arrive within {self._patience:g} s.", _HANG_UP
+                ) from exc
             yield body
         finally:
-            self._held -= len(body)
+            self._let_go(body)
 
-    async def _collect(self, request: Request, body: bytearray) -> None:
-        try:
-            async with asyncio.timeout(self._patience), aclosing(request.stream()) as stream:
+    async def _collect(self, request: Request, stream: AsyncIterator[bytes], body: bytearray) -> None:
+        if self._announces_too_much(request):
+            if "expect" not in request.headers:  # who asks first has sent nothing yet
+                await self._discard(stream)
+            raise self._too_large()
+        async for chunk in stream:
+            problem = self._problem_with(len(body), len(chunk))
+            if problem is not None:
+                self._let_go(body)
+                await self._discard(stream)
+                raise problem
+            body += chunk
+            self._held += len(chunk)
+
+    async def _discard(self, stream: AsyncIterator[bytes]) -> None:
+        """Take in some more of what is refused: a client that is cut off while it sends never reads why."""
+        left = _LINGER_TIMES * self._largest
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
                 async for chunk in stream:
-                    self._check_room(len(body), len(chunk))
-                    body += chunk
-                    self._held += len(chunk)
-        except TimeoutError as exc:
-            raise HTTPException(
-                408, f"The request's body did not arrive within {self._patience:g} s.", _HANG_UP
-            ) from exc
+                    left -= len(chunk)
+                    if left < 0:
+                        return
 
-    def _refuse_announced(self, request: Request) -> None:
-        """Refuse by its announced length what need not be read for it."""
+    def _announces_too_much(self, request: Request) -> bool:
         announced = request.headers.get("content-length", "")
         digits = len(str(self._largest))
         # By their count first: thousands of digits need not, and cannot, become a number.
-        if announced.isdecimal() and (len(announced) > digits or int(announced) > self._largest):
-            raise self._too_large()
+        return announced.isdecimal() and (len(announced) > digits or int(announced) > self._largest)
 
-    def _check_room(self, read: int, arrived: int) -> None:
+    def _problem_with(self, read: int, arrived: int) -> Exception | None:
         if read + arrived > self._largest:
-            raise self._too_large()
+            return self._too_large()
         if self._held + arrived > self._budget:
-            raise Overloaded("The requests under way fill the memory set aside for them; try again.", 1.0)
+            return Overloaded("The requests under way fill the memory set aside for them; try again.", 1.0)
+        return None
+
+    def _let_go(self, body: bytearray) -> None:
+        self._held -= len(body)
+        body.clear()
 
     def _too_large(self) -> HTTPException:
         return HTTPException(

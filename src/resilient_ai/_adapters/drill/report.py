@@ -1,0 +1,137 @@
+"""What came of a drill, for programs and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from resilient_ai._adapters.drill.traffic import Call
+
+__all__ = ["Course", "DrillReport", "FaultResult", "render", "tally"]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultResult:
+    """One fault: how many calls ended how, and how long what took.
+
+    `requests` is the sum of the four counts after it. `first_answer_ms` is from the device's first
+    failure to the next right answer, None where it never failed. `added_p50_ms` and `added_p99_ms`
+    are the latencies of answered calls that began during the fault less those of the same traffic
+    on the last device alone, None where there were none. `back_on_device_s` is from the end of the
+    fault to the device's next answer, None where it did not come in the time given.
+    """
+
+    fault: str
+    requests: int
+    right: int
+    typed_errors: int
+    wrong: int
+    lost: int
+    first_answer_ms: float | None
+    added_p50_ms: float | None
+    added_p99_ms: float | None
+    back_on_device_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrillReport:
+    """Every fault's result, and the service they were got from."""
+
+    faults: tuple[FaultResult, ...]
+    service: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no answer was wrong and no call was lost."""
+        return not any(result.wrong or result.lost for result in self.faults)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"faults": [asdict(result) for result in self.faults], "service": dict(self.service)}
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a fault went: the instants at which it began and ended and the device first failed."""
+
+    fault: str
+    on: float
+    off: float
+    first_failure: float | None
+    back_after: float | None
+
+
+def tally(course: Course, calls: Sequence[Call], baseline: Sequence[Call]) -> FaultResult:
+    """Count what callers got during a fault and until the next; `baseline` is what the CPU alone gave."""
+    outcomes = [call.outcome for call in calls]
+    answered = [
+        call for call in calls if call.outcome == "right" and course.on <= call.begun < course.off
+    ]
+    return FaultResult(
+        fault=course.fault,
+        requests=len(calls),
+        right=outcomes.count("right"),
+        typed_errors=outcomes.count("typed_error"),
+        wrong=outcomes.count("wrong"),
+        lost=outcomes.count("lost"),
+        first_answer_ms=_first_answer(course.first_failure, calls),
+        added_p50_ms=_added(50, answered, baseline),
+        added_p99_ms=_added(99, answered, baseline),
+        back_on_device_s=None if course.back_after is None else round(course.back_after, 3),
+    )
+
+
+def _first_answer(failed: float | None, calls: Sequence[Call]) -> float | None:
+    if failed is None:
+        return None
+    after = [call.ended - failed for call in calls if call.outcome == "right" and call.ended >= failed]
+    return round(1000 * min(after), 2) if after else None
+
+
+def _added(percent: float, answered: Sequence[Call], baseline: Sequence[Call]) -> float | None:
+    if not answered or not baseline:
+        return None
+    ours, alone = (np.percentile([call.seconds for call in calls], percent) for calls in (answered, baseline))
+    return round(1000 * float(ours - alone), 2)
+
+
+_HEADS = (
+    "fault", "requests", "right", "typed errors", "wrong", "lost",
+    "first answer ms", "added p50 ms", "added p99 ms", "back on device s",
+)  # fmt: skip
+
+
+def render(report: DrillReport, *, width: int | None = None) -> str:
+    """The report as a table for people, with a line of judgement below; `width` None fits the content."""
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and not for machines
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in _HEADS:
+        table.add_column(head, justify="left" if head == "fault" else "right")
+    for result in report.faults:
+        table.add_row(*(_cell(getattr(result, field.name)) for field in fields(result)))
+    console = Console(width=width or 200, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join([*lines, "", judgement(report), ""])
+
+
+def judgement(report: DrillReport) -> str:
+    """The report in a sentence."""
+    calls = sum(result.requests for result in report.faults)
+    wrong = sum(result.wrong for result in report.faults)
+    lost = sum(result.lost for result in report.faults)
+    verdict = "passed" if report.passed else "FAILED"
+    return f"{verdict}: {calls:,} calls under {len(report.faults)} faults, {wrong} wrong, {lost} lost"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.0f}"  # noqa: PLR2004 - three digits say enough
+    return f"{value:,}" if isinstance(value, int) else str(value)
