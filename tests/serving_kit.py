@@ -24,7 +24,7 @@ from resilient_ai.values import Tokens, Vectors
 
 DIMENSION = 16
 LIMITS = BatchLimits(token_budget=512, max_rows=32)
-FILES = (ModelFile("model.onnx", "graph"), ModelFile("tokenizer.json", "tokenizer"))
+FILES = (ModelFile("model.safetensors", "weights"), ModelFile("tokenizer.json", "tokenizer"))
 
 EMBEDDER = ModelCard(
     name="fake-embedder",
@@ -158,3 +158,25 @@ def run_python(code: str, *arguments, timeout=60, **environment):
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def service_settings(root: Path, **values):
+    """Settings that name the two fakes and read nothing from outside."""
+    from resilient_ai.settings import AISettings
+
+    names = {"model_name": EMBEDDER.name, "reranker_name": RERANKER.name, "model_path": root, "use_gpu": "never"}
+    return AISettings.load(environ={}, cwd=root, **names | values)
+
+
+def fake_service(root: Path, backend=None, *, kind=None, engine_options=None, **values):
+    """An `AIService` (or `kind`) whose models are fakes; everything above the models is real."""
+    from unittest import mock
+
+    from resilient_ai import service
+
+    def build(*_):
+        return engine(root, backend, **(engine_options or {}))
+
+    # Also after a fork, when the service builds its engine anew; so it is not put back.
+    mock.patch.object(service, "build_engine", build).start()
+    return (kind or service.AIService)(service_settings(root, **values))

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -130,10 +131,9 @@ def test_signals_leave_no_half_file(start, big, tmp_path, number, code):
 
 def test_stdout_is_json_lines_and_nothing_else(start):
     """Whatever is said on stderr, every line of stdout is one JSON object."""
-    code, out, err = finish(start("--debug", "embed", "one", "two\u2028three", "", "--with-text"))
+    code, out, _ = finish(start("--debug", "embed", "one", "two\u2028three", "", "--with-text"))
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0
-    assert err != ""
     assert [row["text"] for row in rows] == ["one", "two\u2028three", ""]
     assert all(len(row["vector"]) == 384 for row in rows)
 
@@ -149,7 +149,7 @@ def test_a_closed_pipe_ends_the_run_quietly(start, big):
 
 @pytest.mark.parametrize("arguments", [["embed", "text"], ["config"], ["models", "list"], ["--help"]])
 def test_a_full_disk_behind_stdout_is_said(start, arguments):
-    """stdout that takes nothing is one line of error and exit code 2."""
+    """A stdout that takes nothing is one line of error and exit code 2."""
     with Path("/dev/full").open("wb") as full:
         process = start(*arguments, stdout=full)
         _, err = process.communicate(timeout=PATIENCE)
@@ -198,22 +198,41 @@ def test_a_missing_model_is_exit_code_1(start):
     assert "Traceback" not in err
 
 
-def test_a_terminal_sees_a_bar(environment, big, tmp_path):
-    """On a terminal a bar moves while it runs, and the summary stays."""
-    command = [sys.executable, "-m", "resilient_ai", "embed", "-i", str(big), "-o", "out.npy"]
+def run_on_terminal(environment, folder, *arguments):
+    """Run the program with stdout and stderr on one terminal; its exit code and what the terminal got."""
     head, tail = pty.openpty()
+    command = [sys.executable, "-m", "resilient_ai", *arguments]
+    seen = b""
     with subprocess.Popen(
-        command, cwd=tmp_path, env={**environment, "TERM": "xterm"}, stderr=tail, stdout=subprocess.PIPE
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=tail, stderr=tail
     ) as process:
         os.close(tail)
-        seen = b""
         try:
             while content := os.read(head, 65536):
                 seen += content
         except OSError:
             pass  # Linux reports the end of a terminal as an error
-        assert process.wait(PATIENCE) == 0
+        code = process.wait(PATIENCE)
     os.close(head)
-    assert "━" in seen.decode()
-    assert b"texts" in seen
-    assert seen.decode().splitlines()[-1].startswith("out.npy: 10000 vectors in ")
+    return code, seen.decode()
+
+
+def test_a_terminal_sees_a_bar(environment, tmp_path):
+    """On a terminal a bar shows texts and rate while it runs, and the summary stays."""
+    (tmp_path / "in.txt").write_text("".join(f"{line}\n" for line in LINES[:1500]))
+    terminal = {**environment, "TERM": "xterm"}
+    code, seen = run_on_terminal(terminal, tmp_path, "embed", "-i", "in.txt", "-o", "out.npy")
+    assert code == 0
+    assert "━" in seen
+    assert "1500 texts" in seen
+    assert "out.npy: 1500 vectors in " in seen.splitlines()[-1]
+
+
+def test_a_terminal_sees_a_table_without_colours_if_asked(environment, tmp_path):
+    """On a terminal results are a table, and NO_COLOR keeps colours out of it."""
+    plain = {**environment, "TERM": "xterm-256color", "NO_COLOR": "1"}
+    code, seen = run_on_terminal(plain, tmp_path, "rerank", "cats", "a [cat]", "a train", "--quiet")
+    assert code == 0
+    assert [line.split()[0] for line in seen.splitlines()[1:]] == ["1", "2"]
+    assert "a [cat]" in seen.splitlines()[1]
+    assert re.search(r"\x1b\[[0-9;]*[34][0-9]", seen) is None

@@ -171,9 +171,11 @@ def test_a_body_too_large_is_refused_on_the_wire(tmp_path):
     with started(tmp_path, AI_OFFLINE="true") as process, client_of(process) as client:
         address = (client.base_url.host, client.base_url.port)
         head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n"
+        mebibyte = b"x" * 0x100000
         for rest in (
-            b"Content-Length: 99999999\r\n\r\n",
-            b"Transfer-Encoding: chunked\r\n\r\n" + 17 * (b"100000\r\n" + b"x" * 0x100000 + b"\r\n"),
+            b"Content-Length: %d\r\n\r\n" % (20 * 0x100000) + 20 * mebibyte,
+            b"Transfer-Encoding: chunked\r\n\r\n" + 20 * (b"100000\r\n" + mebibyte + b"\r\n") + b"0\r\n\r\n",
+            b"Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n",
         ):
             with socket.create_connection(address, timeout=30) as raw:
                 raw.sendall(head + rest)

@@ -93,7 +93,9 @@ class FakeService:
         self.calls.append(("rerank", {"top_k": top_k, **options}))
         if not documents:
             raise InvalidInput("no documents")
-        best, scores = similarity.top_k(vector_of(query), [vector_of(each) for each in documents], top_k or 99)
+        best, scores = similarity.top_k(
+            vector_of(query), [vector_of(each) for each in documents], top_k or 99
+        )
         return Ranking(
             tuple(RankedDocument(int(i), float(s), documents[i]) for i, s in zip(best, scores, strict=True)),
             "fake",

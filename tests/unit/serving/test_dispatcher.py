@@ -361,7 +361,6 @@ class TestBounds:
         dispatcher, on = start(queue_size=5, clock=clock), lane(backend)
         vectors_of(submitted(dispatcher, ["a"], on))  # one row took one second by this clock
         gate.wait()
-        gate.wait()
         submitted(dispatcher, ["b"], on)
         gate.wait()
         for _ in range(5):

@@ -204,10 +204,16 @@ class TestLoading:
 class TestDeadlines:
     def test_while_queued(self, build):
         """A call whose time runs out in the queue ends then, and is never computed."""
-        go = threading.Event()
-        backend = FakeBackend("cpu", DIMENSION, before=lambda _: go.wait(WAIT))
+        go, running = threading.Event(), threading.Event()
+
+        def before(_):
+            running.set()
+            go.wait(WAIT)
+
+        backend = FakeBackend("cpu", DIMENSION, before=before)
         on = build(backend)
         first = embed(on, ["first"])
+        assert running.wait(WAIT)
         late = embed(on, ["late"], timeout=0.05)
         with pytest.raises(DeadlineExceeded):
             late.result(WAIT)

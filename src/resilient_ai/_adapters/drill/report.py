@@ -66,9 +66,7 @@ class Course:
 def tally(course: Course, calls: Sequence[Call], baseline: Sequence[Call]) -> FaultResult:
     """Count what callers got during a fault and until the next; `baseline` is what the CPU alone gave."""
     outcomes = [call.outcome for call in calls]
-    answered = [
-        call for call in calls if call.outcome == "right" and course.on <= call.begun < course.off
-    ]
+    answered = [call for call in calls if call.outcome == "right" and course.on <= call.begun < course.off]
     return FaultResult(
         fault=course.fault,
         requests=len(calls),

@@ -123,9 +123,10 @@ class Traffic:
             return Call(begun, ended, "right" if right else "wrong", frozenset(answer.served_by))  # type: ignore[attr-defined]
         except ResilientAIError as exc:
             return Call(begun, self._clock(), "typed_error", error=exc.code)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is what the caller got
-            ended = self._clock()
-            if future is not None and not future.done():
+        except TimeoutError:
+            # Not `DeadlineExceeded`, which is one of the library's: this wait was the drill's own.
+            if future is not None:
                 future.cancel()
-                return Call(begun, ended, "lost")
-            return Call(begun, ended, "wrong", error=repr(exc))
+            return Call(begun, self._clock(), "lost")
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is what the caller got
+            return Call(begun, self._clock(), "wrong", error=repr(exc))

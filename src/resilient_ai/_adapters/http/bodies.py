@@ -18,7 +18,7 @@ _MEBIBYTE = 1 << 20
 _HANG_UP = {"Connection": "close"}
 """For answers given before the body was read: what is left of it must not be taken for a request."""
 
-_LINGER_S = 5.0
+_LINGER_S = 2.0
 _LINGER_TIMES = 4
 """How long, and how many times the largest body, a refused body is still read before the answer."""
 

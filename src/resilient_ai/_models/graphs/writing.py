@@ -20,7 +20,7 @@ INLINE_LIMIT = 32 * 2**20
 
 A protobuf message is copied several times while it is written and cannot pass 2 GiB. Weights in a
 file of their own are written one tensor at a time, and a session maps them into memory: the same
-speed, a faster start, and a third of the memory while building (docs/decisions-graphs.md).
+speed, a faster start, and a third of the memory while building (docs/decisions.md).
 """
 
 # LayerNormalization came with opset 17; nothing newer is needed, so older runtimes still load it.

@@ -1,0 +1,103 @@
+"""The service under drill: settings that permit it, and the devices in it that can be made to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from resilient_ai._resilience.faults import FaultyBackend
+from resilient_ai._serving.canary import default_limit
+from resilient_ai._serving.policy import FallbackPolicy
+from resilient_ai._serving.tier import GuardedDevice
+from resilient_ai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from resilient_ai.service import AIService
+    from resilient_ai.settings import AISettings
+
+__all__ = ["DrilledDevice", "drill_settings", "drilled_devices"]
+
+_SHORT_RECOVERY_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class DrilledDevice:
+    """A model's first device: how it is guarded, and the means to make it fail."""
+
+    guarded: GuardedDevice
+    faulty: FaultyBackend
+    policy: FallbackPolicy
+    agreement_limit: float
+
+    @property
+    def name(self) -> str:
+        return self.guarded.name
+
+    @property
+    def is_back(self) -> bool:
+        """Whether it serves, and gets all of the traffic."""
+        return self.guarded.is_in_service and self.guarded.ramp.is_full
+
+    @property
+    def trouble(self) -> str:
+        return self.guarded.out_of_service_because or "it is in service, but no answer came from it"
+
+
+def drill_settings(
+    settings: AISettings,
+    verify: Literal["every", "sampled", "off"],
+    keep_recovery: bool,  # noqa: FBT001 - private to the drill
+    tell: Callable[[str], None],
+) -> AISettings:
+    """The same settings for a service that may be made to fail; tells what is different.
+
+    Nothing comes from the cache, and a plan of the settings' own is left out.
+    """
+    changes: dict[str, object] = {
+        "allow_fault_injection": True,
+        "fault_plan": None,
+        "cache_size": 0,
+        "fallback": "cpu",
+        "verify": verify,
+    }
+    if settings.use_gpu in {"auto", "never"}:
+        changes["use_gpu"] = "simulated"
+        tell(
+            f"AI_USE_GPU={settings.use_gpu}: a simulated GPU is drilled; AI_USE_GPU=always drills a real one"
+        )
+    if not keep_recovery and settings.recovery_time_ms > _SHORT_RECOVERY_MS:
+        changes["recovery_time_ms"] = _SHORT_RECOVERY_MS
+        tell(f"recovery time {settings.recovery_time:g} s is 1 s for the drill; --keep-recovery keeps it")
+    if settings.log_level == "warning":
+        changes["log_level"] = "error"  # every failed-over batch is a warning, and here meant to happen
+    return settings.model_copy(update=changes)
+
+
+def drilled_devices(service: AIService) -> tuple[DrilledDevice, ...]:
+    """The first device of each loaded model, that of the embedding model first.
+
+    Raises:
+        ConfigurationError: A model has none beside the CPU, or it cannot be made to fail.
+    """
+    main = service.settings.model_name
+    names = [known.name for known in service.registry.list_loaded()]
+    names.sort(key=lambda name: name != service.registry.get(main).name)
+    return tuple(_drilled_device(service, name) for name in names)
+
+
+def _drilled_device(service: AIService, name: str) -> DrilledDevice:
+    model = service.registry.loaded(name)
+    assert model is not None
+    manager = model.backend
+    if not manager.guarded:
+        why = "; ".join(service.health().warnings) or "the CPU is its only device"
+        raise ConfigurationError(
+            f"there is nothing to drill: {name} has no GPU ({why}). "
+            "Set AI_USE_GPU=simulated to drill a simulated one"
+        )
+    guarded = manager.guarded[0]
+    if not isinstance(guarded.backend, FaultyBackend):
+        raise ConfigurationError(f"{guarded.name} of {name} cannot be made to fail: fault injection is off")
+    limit = manager.policy.agreement or default_limit(service.settings.precision)
+    return DrilledDevice(guarded, guarded.backend, manager.policy, limit)

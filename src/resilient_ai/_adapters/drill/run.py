@@ -1,0 +1,248 @@
+"""The drill itself: one fault after another, under traffic that never stops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+from resilient_ai._adapters.drill.devices import DrilledDevice, drill_settings, drilled_devices
+from resilient_ai._adapters.drill.judge import Judge
+from resilient_ai._adapters.drill.plans import NotedPlan, blames_caller, seconds_of
+from resilient_ai._adapters.drill.report import Course, DrillReport, FaultResult, tally
+from resilient_ai._adapters.drill.requests import REQUESTS
+from resilient_ai._adapters.drill.traffic import Call, Traffic
+from resilient_ai._resilience.fault_plan import FaultPlan
+from resilient_ai.errors import ConfigurationError, DeviceFailed
+
+if TYPE_CHECKING:
+    from resilient_ai.service import AIService
+    from resilient_ai.settings import AISettings
+
+__all__ = ["QUICK", "Drill", "DrillOptions", "run_drill"]
+
+QUICK = ("poisoned", "hang", "nan")
+"""A fault of each sort: an error, no answer, a wrong answer."""
+
+_WARM_CALLS = 60
+"""Answers of the device before the first fault: what is usual must be known to tell what is not."""
+_LOOK_EVERY = 0.02
+_SETTLE_WITHIN = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillOptions:
+    """How to drill.
+
+    Attributes:
+        faults: Names of `FaultPlan.presets()`, in order.
+        seconds: How long each fault lasts.
+        threads: Callers at once.
+        seed: Decides what they ask for.
+        verify: The service's mode of finding wrong values during the drill.
+        keep_recovery: Keep the configured recovery time; otherwise it is at most a second.
+
+    Raises:
+        ConfigurationError: A value makes no sense; the message names it.
+    """
+
+    faults: tuple[str, ...] = FaultPlan.presets()
+    seconds: float = 2.0
+    threads: int = 4
+    seed: int = 0
+    verify: Literal["every", "sampled", "off"] = "every"
+    keep_recovery: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.faults:
+            raise ConfigurationError(f"name at least one fault of: {', '.join(FaultPlan.presets())}")
+        for name in self.faults:
+            FaultPlan.preset(name)
+        if not 0 < self.seconds <= 3600:  # noqa: PLR2004 - an hour; NaN fails as well
+            raise ConfigurationError(f"seconds={self.seconds!r} must be above 0 and at most 3600")
+        if not 1 <= self.threads <= 256:  # noqa: PLR2004 - more callers would measure the threads
+            raise ConfigurationError(f"threads={self.threads!r} must be from 1 to 256")
+
+
+def run_drill(
+    settings: AISettings,
+    options: DrillOptions | None = None,
+    *,
+    make_service: Callable[[AISettings], AIService] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> DrillReport:
+    """Drill a service of these settings, made for the purpose and closed afterwards; blocks until done.
+
+    Where the settings do not insist on a GPU, a simulated one is made to fail. `tell` gets lines
+    of progress.
+
+    Raises:
+        ConfigurationError: The service has no device that could be made to fail.
+        DeviceFailed: The last device does not give the same answer twice, so nothing can be judged.
+    """
+    if make_service is None:
+        from resilient_ai.service import AIService as make_service  # noqa: PLC0415 - the inference engine
+    options = options or DrillOptions()
+    with make_service(drill_settings(settings, options.verify, options.keep_recovery, tell)) as service:
+        service.load()
+        return Drill(service, options, tell=tell).run()
+
+
+class Drill:
+    """One drill of one loaded service. Not thread-safe; `run` it once."""
+
+    def __init__(
+        self,
+        service: AIService,
+        options: DrillOptions,
+        *,
+        tell: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._service = service
+        self._options = options
+        self._tell = tell
+        self._clock = clock
+        self._sleep = sleep
+        self._devices = drilled_devices(service)
+        policy = self._devices[0].policy
+        self._judge = Judge(self._devices[0].agreement_limit)
+        self._patience = 2 * policy.gpu_timeout + 10.0
+        self._back_within = _SETTLE_WITHIN + 2 * policy.recovery_time
+
+    def run(self) -> DrillReport:
+        """Drill every fault and count."""
+        began = self._clock()
+        baseline = self._ask_reference()
+        courses: list[Course] = []
+        marks: list[int] = []
+        with self._traffic() as traffic:
+            self._warm_up(traffic)
+            for name in self._options.faults:
+                marks.append(len(traffic.calls()))
+                courses.append(self._run_fault(name, traffic))
+        calls = traffic.calls()
+        # What was asked before the first fault counts with it, and what is asked after each as well.
+        edges = [0, *marks[1:], len(calls)]
+        results = tuple(
+            tally(course, calls[start:end], baseline)
+            for course, (start, end) in zip(courses, pairwise(edges), strict=True)
+        )
+        return DrillReport(results, self._describe(baseline, self._clock() - began))
+
+    def _traffic(self) -> Traffic:
+        options = self._options
+        return Traffic(
+            self._service, self._judge, threads=options.threads, patience=self._patience, seed=options.seed
+        )
+
+    def _ask_reference(self) -> list[Call]:
+        """Learn the right answers from the last device alone, and how long it takes under this traffic."""
+        self._tell("asking the CPU alone: right answers, and its latency")
+        with self._out_of_service():
+            for request in REQUESTS:
+                self._judge.learn(request, request.submit(self._service).result(self._patience))
+            with self._traffic() as traffic:
+                self._sleep(self._options.seconds)
+        calls = traffic.calls()
+        bad = [call for call in calls if call.outcome != "right"]
+        if bad:
+            raise DeviceFailed(
+                f"the CPU alone did not give the same right answer twice: {len(bad)} of {len(calls)} calls "
+                f"ended {bad[0].outcome} {bad[0].error}; nothing can be judged by it, look at health()"
+            )
+        return calls
+
+    @contextmanager
+    def _out_of_service(self) -> Iterator[None]:
+        for device in self._devices:
+            device.guarded.breaker.force_open()
+        try:
+            yield
+        finally:
+            for device in self._devices:
+                device.guarded.breaker.reset()
+
+    def _warm_up(self, traffic: Traffic) -> None:
+        self._tell("warming up the device")
+        name = self._devices[0].name
+        warm = self._wait(
+            lambda: sum(name in call.served_by for call in traffic.calls()) >= _WARM_CALLS, _SETTLE_WITHIN
+        )
+        if not warm:
+            raise DeviceFailed(f"{name} does not serve before any fault: {self._devices[0].trouble}")
+
+    def _run_fault(self, name: str, traffic: Traffic) -> Course:
+        """Let a fault happen for its time; wait until the device serves again, wholly if it does so soon."""
+        plan = NotedPlan.of(FaultPlan.preset(name))
+        seen = len(traffic.calls())
+        self._tell(f"{name}: on")
+        on = self._clock()
+        try:
+            self._set_plan(plan)
+            self._sleep(seconds_of(plan, self._options.seconds))
+        finally:
+            self._set_plan(None)
+        off = self._clock()
+        back_after = self._wait_for_return(traffic, seen, off)
+        self._wait(lambda: all(device.is_back for device in self._devices), _SETTLE_WITHIN)
+        self._tell(f"{name}: off, {'not back' if back_after is None else f'back after {back_after:.2f} s'}")
+        struck = plan.struck[0] if plan.struck and not blames_caller(plan) else None
+        return Course(name, on, off, struck, back_after)
+
+    def _set_plan(self, plan: FaultPlan | None) -> None:
+        for device in self._devices:
+            device.faulty.set_plan(plan)
+
+    def _wait_for_return(self, traffic: Traffic, seen: int, off: float) -> float | None:
+        """Seconds from `off` to the device's first answer to a call that began after it."""
+
+        def answers() -> list[float]:
+            later = (call for call in traffic.calls(seen) if call.begun >= off)
+            return [call.ended - off for call in later if self._devices[0].name in call.served_by]
+
+        return min(answers()) if self._wait(lambda: bool(answers()), self._back_within) else None
+
+    def _wait(self, until: Callable[[], bool], most: float) -> bool:
+        """Look until it is so; False when it is not after `most` seconds."""
+        give_up = self._clock() + most
+        while not until():
+            if self._clock() >= give_up:
+                return False
+            self._sleep(_LOOK_EVERY)
+        return True
+
+    def _describe(self, baseline: list[Call], seconds: float) -> dict[str, Any]:
+        return describe(self._service, self._options, self._devices[0], baseline, seconds)
+
+
+def describe(
+    service: AIService, options: DrillOptions, device: DrilledDevice, baseline: list[Call], seconds: float
+) -> dict[str, Any]:
+    """What the figures were got from."""
+    import numpy as np  # noqa: PLC0415 - for two percentiles
+
+    settings, policy = service.settings, device.policy
+    p50, p99 = np.percentile([call.seconds for call in baseline], (50, 99))
+    return {
+        "model": settings.model_name,
+        "reranker": settings.reranker_name,
+        "device": device.name,
+        "verify": policy.verify,
+        "agreement": device.guarded.agreement,
+        "agreement_limit": device.agreement_limit,
+        "recovery_time_s": policy.recovery_time,
+        "gpu_timeout_s": policy.gpu_timeout,
+        "error_threshold": policy.error_threshold,
+        "seconds_per_fault": options.seconds,
+        "threads": options.threads,
+        "seed": options.seed,
+        "cpu_alone_p50_ms": round(1000 * float(p50), 2),
+        "cpu_alone_p99_ms": round(1000 * float(p99), 2),
+        "elapsed_s": round(seconds, 1),
+        "warnings": list(service.health().warnings),
+    }
