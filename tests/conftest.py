@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+OPEN_FILES = Path("/proc/self/fd")
 GRACE = 5.0
 
 
@@ -60,11 +60,11 @@ def _settle(look):
 def _handles() -> dict[int, str]:
     """Open handles that are no plain files: those are opened for good by libraries, and harmless."""
     found = {}
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+    for handle in OPEN_FILES.iterdir() if OPEN_FILES.is_dir() else []:
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
+            target = str(handle.readlink())
+        except OSError:  # closed since it was listed
             continue
         if target.startswith(("socket:", "pipe:", "/memfd:", "anon_inode:")):
-            found[int(name)] = target
+            found[int(handle.name)] = target
     return found

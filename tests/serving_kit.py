@@ -164,7 +164,12 @@ def service_settings(root: Path, **values):
     """Settings that name the two fakes and read nothing from outside."""
     from resilient_ai.settings import AISettings
 
-    names = {"model_name": EMBEDDER.name, "reranker_name": RERANKER.name, "model_path": root, "use_gpu": "never"}
+    names = {
+        "model_name": EMBEDDER.name,
+        "reranker_name": RERANKER.name,
+        "model_path": root,
+        "use_gpu": "never",
+    }
     return AISettings.load(environ={}, cwd=root, **names | values)
 
 

@@ -14,7 +14,24 @@ REAL = {
     "qwen3": "Qwen3-Embedding-0.6B",
     "tiny": "tiny-xlmroberta-ce-onnx",
 }
-WORDS = ["the", "sun", "is", "warm", "cold", "rain", "##s", "##ing", "a", "b", "c", "d", "##a", "##b", "##c", "##d"]
+WORDS = [
+    "the",
+    "sun",
+    "is",
+    "warm",
+    "cold",
+    "rain",
+    "##s",
+    "##ing",
+    "a",
+    "b",
+    "c",
+    "d",
+    "##a",
+    "##b",
+    "##c",
+    "##d",
+]
 
 
 def small_tokenizer() -> Tokenizer:

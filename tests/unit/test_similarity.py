@@ -78,7 +78,7 @@ class TestTopK:
 
     @pytest.mark.parametrize("k", [0, -1, True, 1.5, None, "3"])
     def test_a_strange_k(self, k):
-        """k is a whole number of at least 1."""
+        """The number asked for is whole and at least 1."""
         with pytest.raises(InvalidInput):
             top_k([1.0], [[1.0]], k)
 

@@ -52,6 +52,7 @@ class Bulkhead:
     def _take(self, priority: Priority, deadline: float | None, wait_hint: float) -> None:
         with self._changed:
             if self._free and not self._line:
+                self._time_left(deadline)
                 self._free -= 1
                 return
             if len(self._line) >= self._queue:
@@ -67,8 +68,14 @@ class Bulkhead:
                 self._changed.notify_all()
 
     def _wait_turn(self, place: tuple[int, int], deadline: float | None) -> None:
+        left = self._time_left(deadline)
         while not self._free or self._line[0] != place:
-            left = None if deadline is None else deadline - self._clock()
-            if left is not None and left <= 0:
-                raise DeadlineExceeded("the call's deadline passed while it waited for the CPU")
             self._changed.wait(left)
+            left = self._time_left(deadline)
+
+    def _time_left(self, deadline: float | None) -> float | None:
+        """Seconds until the deadline, None without one; raises when nobody wants the answer any more."""
+        left = None if deadline is None else deadline - self._clock()
+        if left is not None and left <= 0:
+            raise DeadlineExceeded("the call's deadline passed while it waited for the CPU")
+        return left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 
@@ -15,6 +16,9 @@ _FORGET = 0.98
 _ENOUGH = 20
 """Samples before an estimate may call a batch hung."""
 
+_SAME_SIZE = 1e-9
+"""Relative spread of the sizes below which they tell nothing about the slope."""
+
 _WINDOW = 256
 _REFRESH = 16
 
@@ -22,8 +26,9 @@ _REFRESH = 16
 class CostModel:
     """Seconds a batch takes as `a + b * size`, with size in tokens, padding included. Thread-safe.
 
-    A weighted least-squares line that forgets slowly; beside it the ratios of real to estimated
-    times, whose 99th percentile says how far off a healthy device may be.
+    A weighted least-squares line that forgets slowly and neither falls nor begins below zero;
+    beside it the ratios of real to estimated times, whose 99th percentile says how far off a
+    healthy device may be.
     """
 
     def __init__(self) -> None:
@@ -37,6 +42,7 @@ class CostModel:
 
     def learn(self, size: int, seconds: float) -> None:
         """Take in one batch that a healthy device ran."""
+        seconds = max(0.0, seconds)  # a clock may step back
         with self._lock:
             if self._samples and (expected := self._line(size)) > 0:
                 self._ratios.append(seconds / expected)
@@ -71,8 +77,9 @@ class CostModel:
     def _line(self, size: int) -> float:
         weight, x, y, xx, xy = self._sums
         spread = weight * xx - x * x
-        # All samples of one size: a line through the origin and their mean.
-        if spread <= 1e-9 * xx * weight:
-            return y / x * size if x else 0.0
-        slope = max(0.0, (weight * xy - x * y) / spread)
-        return max(0.0, (y - slope * x) / weight) + slope * size
+        slope = (weight * xy - x * y) / spread if spread > _SAME_SIZE * xx * weight else math.inf
+        start = (y - slope * x) / weight
+        if start < 0:
+            # Also where all samples are of one size: the best line through the origin.
+            return xy / xx * size if xx else 0.0
+        return start + slope * size if slope > 0 else y / weight

@@ -16,14 +16,17 @@ The batch's tokens are reused; only the batch that failed moves, not its call.
 
 from __future__ import annotations
 
+import os
+import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_any, wait_random_exponential
 
-from resilient_ai._resilience.breaker import Permit, State, Transition
+from resilient_ai._resilience.breaker import Permit, Transition
 from resilient_ai._resilience.failures import Classifier, Failure, FailureClass
 from resilient_ai._serving.bulkhead import Bulkhead
 from resilient_ai._serving.cost import CostModel
@@ -46,9 +49,11 @@ from resilient_ai._telemetry.events import (
 from resilient_ai.errors import (
     AllBackendsFailed,
     ConfigurationError,
+    DeadlineExceeded,
     DeviceFailed,
     DeviceUnavailable,
     ResilientAIError,
+    ServiceClosed,
 )
 from resilient_ai.values import Backend, Batch, Vectors
 
@@ -63,6 +68,8 @@ class FallbackManager:
 
     All but the last get a breaker, a lane of their own, and their answers checked against what
     cannot be right; the last runs on the caller's thread behind a bulkhead. Thread-safe.
+
+    A device that was given up stays out until a `Prober` has proved it: no user's batch is a probe.
 
     Args:
         backends: Best first; the last must be able to serve alone.
@@ -97,6 +104,7 @@ class FallbackManager:
         self._clock = clock
         self._sleep = sleep
         self._missing = missing
+        self._pid = os.getpid()
         self._classifier = classifier if classifier is not None else Classifier()
         self.guarded = tuple(GuardedDevice(each, self.policy, clock=clock) for each in backends[:-1])
         self.reference = backends[-1]
@@ -133,23 +141,43 @@ class FallbackManager:
         last device's line; the device's own error with `fallback="fail"`; `AllBackendsFailed`
         when every device failed.
         """
+        if os.getpid() != self._pid:
+            # Neither the lanes' threads nor those of the devices' libraries came along.
+            raise ServiceClosed("this FallbackManager is its parent process's; make one after the fork")
         causes: list[ResilientAIError] = []
-        reason = "device missing" if self._missing else ""
+        reason = ""
+        if self._missing:
+            reason = "device missing"
+            causes.append(DeviceUnavailable("the device that should serve first is missing"))
         for device in self.guarded:
             tried = self._try(device, batch)
             if isinstance(tried, Vectors):
-                return replace(tried, degraded=True) if reason else tried
+                return self._marked(tried, reason, batch)
             reason = reason or tried[0]
             causes.append(tried[1])
         if self.policy.fallback == "fail" and causes:
             raise causes[0]
-        return self._run_reference(batch, reason, causes)
+        return self._marked(self._run_reference(batch, causes), reason, batch)
 
     def close(self) -> None:
-        """Close every backend; a thread that hangs in one is left behind."""
-        for device in self.guarded:
-            device.close()
-        self.reference.close()
+        """Close every backend, whatever one of them raises; a thread that hangs in one is left behind.
+
+        Does nothing in the child of a fork: what there is to close is the parent's.
+        """
+        if os.getpid() != self._pid:
+            return
+        with ExitStack() as closing:
+            closing.callback(self.reference.close)
+            for device in self.guarded:
+                closing.callback(device.close)
+
+    def _marked(self, answer: Vectors, reason: str, batch: Batch) -> Vectors:
+        """The answer, marked and told as degraded where there is a reason why it is."""
+        if not reason:
+            return answer
+        self._ledger.fell_back(reason)
+        self._emit(FellBack(answer.device, reason, batch.rows))
+        return replace(answer, degraded=True)
 
     # -- a guarded device -----------------------------------------------------------------------
 
@@ -158,58 +186,74 @@ class FallbackManager:
         permit = device.enter()
         if isinstance(permit, str):
             return permit, DeviceUnavailable(f"{device.name} is out of service: {permit}")
-        give_up = self._give_up(batch)
-        if give_up <= self._clock():
-            permit.cancel()
+        with permit:  # so that it goes back even when what follows fails in a way nobody thought of
+            return self._run_guarded(device, batch, permit)
+
+    def _run_guarded(
+        self, device: GuardedDevice, batch: Batch, permit: Permit
+    ) -> Vectors | tuple[str, ResilientAIError]:
+        started = self._clock()
+        give_up = self._give_up(batch, started)
+        if give_up <= started:
             return "no time", DeviceUnavailable(f"{device.name}: too little time left to try it")
         self._retries.earn()
-        started = self._clock()
         try:
             answer = self._run_or_retry(device, batch, give_up)
-        except LaneBusy as exc:
+        except (LaneBusy, DeadlineExceeded) as exc:
             permit.ignore()
             return "no time", exc
         except BaseException as exc:  # noqa: BLE001 - `_judge` raises what is not the device's
             return self._judge(device, batch, permit, exc)
-        permit.success()
         self._ledger.served(device.name, self._clock() - started)
-        if device.ramp.succeeded():
+        if device.succeeded(permit):
             self._emit(RampMoved(device.name, device.ramp.share))
         return answer
 
-    def _give_up(self, batch: Batch) -> float:
+    def _give_up(self, batch: Batch, now: float) -> float:
         """The instant at which the last device must begin, so that the first caller is in time."""
-        limit = self._clock() + self.policy.gpu_timeout
+        limit = now + self.policy.gpu_timeout
         if batch.due is None:
             return limit
         return min(limit, batch.due - (self.reference_cost.estimate(int(batch.input_ids.size)) or 0.0))
 
     def _run_or_retry(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
+        """Run a batch, and again where the failure may pass.
+
+        A retry that finds no time any more ends with the failure it was made for: that one counts.
+        """
         try:
             return self._run_fitting(device, batch, give_up)
         except BaseException as exc:
-            if not self._may_repeat(exc):
+            if not (self._may_pass(exc) and self._may_retry(give_up)):
                 raise
-            first_wait = 0.5 * _FIRST_RETRY_WAIT
+            failure = exc
+        self._sleep(random.uniform(0, _FIRST_RETRY_WAIT))  # noqa: S311 - spreads retries, keeps no secret
         # tenacity costs more than a short batch's whole protection, so only retries see it.
-        self._sleep(first_wait)
         again = Retrying(
-            stop=stop_after_attempt(max(1, self.policy.max_retries)),
+            stop=stop_any(
+                stop_after_attempt(self.policy.max_retries), lambda _: not self._may_retry(give_up)
+            ),
             wait=_RETRY_WAIT,
-            retry=retry_if_exception(self._may_repeat),
+            retry=retry_if_exception(self._may_pass),
             sleep=self._sleep,
             reraise=True,
         )
-        return again(self._repeat, device, batch, give_up)
+        try:
+            return again(self._repeat, device, batch, give_up)
+        except LaneBusy:
+            raise failure from None
 
     def _repeat(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
         self._ledger.count("retries")
         return self._run_fitting(device, batch, give_up)
 
-    def _may_repeat(self, error: BaseException) -> bool:
+    def _may_pass(self, error: BaseException) -> bool:
+        return not isinstance(error, LaneBusy) and self.classify(error).verdict.retry_same_device
+
+    def _may_retry(self, give_up: float) -> bool:
+        """Whether one more try is wanted, in time and within the budget; takes it from there."""
         wanted = self.policy.auto_retry and self.policy.max_retries > 0
-        repeatable = not isinstance(error, LaneBusy) and self.classify(error).verdict.retry_same_device
-        return wanted and repeatable and self._retries.spend()
+        return wanted and self._clock() < give_up and self._retries.spend()
 
     def _run_fitting(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
         """Run a batch in as many pieces as fit the device's memory."""
@@ -219,8 +263,12 @@ class FallbackManager:
         try:
             return device.run(batch, give_up - self._clock())
         except BaseException as exc:
-            if batch.rows == 1 or not self.classify(exc).verdict.split:
+            if not self.classify(exc).verdict.split:
                 raise
+            if batch.rows == 1 and not device.fits_better_apart(batch):
+                raise
+            if batch.rows == 1:
+                return device.run_apart(batch, give_up - self._clock())
         ceiling = device.ceiling.lower(size)
         self._ledger.count("splits")
         self._emit(BatchSplit(device.name, size, ceiling))
@@ -235,17 +283,10 @@ class FallbackManager:
     ) -> tuple[str, ResilientAIError]:
         """Draw the consequences of a failure; raise what the next device could not do better."""
         failure = self.classify(error)
-        verdict = failure.verdict
-        if not verdict.fail_over:
+        if not failure.verdict.fail_over:
             permit.ignore()
             raise error
-        # What a smaller batch would heal comes here only when not even a single row did fit.
-        if verdict.counts or verdict.split:
-            permit.failure(error)
-        else:
-            permit.ignore()
-        if verdict.opens_at_once or not device.ramp.is_full or device.breaker.state is State.OPEN:
-            device.trip(failure)
+        device.failed(permit, failure, error)
         self._ledger.failed(device.name, failure.failure_class.value, failure.text)
         self._emit(
             DeviceFailure(device.name, failure.failure_class.value, failure.text, failure.hint, batch.rows)
@@ -254,7 +295,7 @@ class FallbackManager:
 
     # -- the last device ------------------------------------------------------------------------
 
-    def _run_reference(self, batch: Batch, reason: str, causes: list[ResilientAIError]) -> Vectors:
+    def _run_reference(self, batch: Batch, causes: list[ResilientAIError]) -> Vectors:
         device = self.reference.device
         size = int(batch.input_ids.size)
         hint = self.reference_cost.estimate(size) or 1.0
@@ -269,11 +310,7 @@ class FallbackManager:
             seconds = self._clock() - started
         self.reference_cost.learn(size, seconds)
         self._ledger.served(device, seconds)
-        if not reason:
-            return answer
-        self._ledger.fell_back(reason)
-        self._emit(FellBack(device, reason, batch.rows))
-        return replace(answer, degraded=True)
+        return answer
 
     def _reference_failed(self, error: BaseException, batch: Batch, causes: list[ResilientAIError]) -> None:
         failure = self.classify(error)
@@ -296,6 +333,8 @@ class FallbackManager:
             return Failure(FailureClass.HANG, str(error))
         if isinstance(error, CorruptAnswer):
             return Failure(FailureClass.CORRUPT, str(error))
+        if isinstance(error, DeadlineExceeded):
+            return Failure(FailureClass.CANCELLED, str(error))
         return self._classifier.classify(error)
 
     def _on_transition(self, move: Transition) -> None:

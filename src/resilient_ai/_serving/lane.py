@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
-from resilient_ai.errors import DeviceFailed
-from resilient_ai.values import Backend, Batch, Vectors
+from resilient_ai._serving.threads import start_thread
+from resilient_ai.errors import DeviceFailed, ResilientAIError, ServiceClosed
+from resilient_ai.values import Backend, Batch, IntArray, Vectors
 
-__all__ = ["DeviceHung", "Lane", "LaneBusy"]
+__all__ = ["DeviceHung", "Lane", "LaneBusy", "Timed"]
 
 Clock = Callable[[], float]
 
@@ -29,64 +32,86 @@ class LaneBusy(DeviceFailed):
     """Raised when the callers' time ends before the device's; says nothing about the device."""
 
 
-class _Ticket:
-    """One batch on its way through the lane. `ended` is held until the answer or error is there."""
+class Timed(NamedTuple):
+    """An answer, and the seconds that the device itself took for it: waiting in line not counted."""
 
-    __slots__ = ("answer", "batch", "begun", "ended", "error", "withdrawn")
+    answer: Vectors
+    seconds: float
+
+
+class _Ticket:
+    """One batch on its way through the lane; whoever ends it first, ends it."""
+
+    __slots__ = ("_once", "batch", "begun", "ended", "error", "outcome")
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.begun: float | None = None
-        self.answer: Vectors | None = None
+        self.outcome: Timed | None = None
         self.error: BaseException | None = None
-        self.withdrawn = False
-        self.ended = threading.Lock()
+        self._once = threading.Lock()
+        self.ended = threading.Lock()  # held until there is an outcome or an error
         self.ended.acquire()
 
-    def result(self) -> Vectors:
+    @property
+    def is_over(self) -> bool:
+        return self._once.locked()
+
+    def end(self, outcome: Timed | None = None, error: BaseException | None = None) -> bool:
+        """End it in one way or the other; False, and nothing changes, when it was over already."""
+        if not self._once.acquire(blocking=False):
+            return False
+        self.outcome, self.error = outcome, error
+        self.ended.release()
+        return True
+
+    def result(self) -> Timed:
         if self.error is not None:
             raise self.error
-        assert self.answer is not None
-        return self.answer
+        assert self.outcome is not None
+        return self.outcome
 
 
 class _Worker:
-    """The thread at present; a worker that was written off finishes its call and ends."""
+    """The thread at present; one that is dismissed finishes the call it is in, and ends."""
 
-    def __init__(self, backend: Backend, clock: Clock, name: str) -> None:
+    def __init__(self, backend: Backend, clock: Clock) -> None:
         self._backend = backend
         self._clock = clock
         self.tickets: SimpleQueue[_Ticket | None] = SimpleQueue()
         self.current: _Ticket | None = None
-        self.written_off = False
-        self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self.thread.start()
+        self.thread = start_thread(self._loop, f"resilient-ai-{backend.device}")
 
-    def refuse_waiting(self) -> None:
-        """Send away whoever waits behind a batch that will not end."""
+    def dismiss(self, why: Callable[[], ResilientAIError]) -> None:
+        """Send away the batch under way and all that wait behind it, each with an error of its own."""
+        current = self.current
+        if current is not None:
+            current.end(error=why())
         while True:
             try:
                 ticket = self.tickets.get_nowait()
             except Empty:
+                self.tickets.put(None)
                 return
             if ticket is not None:
-                ticket.error = LaneBusy("the device hung with another batch")
-                ticket.ended.release()
+                ticket.end(error=why())
 
     def _loop(self) -> None:
         while (ticket := self.tickets.get()) is not None:
-            if ticket.withdrawn:
+            if ticket.is_over:
                 continue
-            ticket.begun = self._clock()
+            ticket.begun = begun = self._clock()
             self.current = ticket
+            outcome: Timed | None = None
+            error: BaseException | None = None
             try:
-                ticket.answer = self._backend.run(ticket.batch)
+                outcome = Timed(self._backend.run(ticket.batch), max(0.0, self._clock() - begun))
             except BaseException as exc:  # noqa: BLE001 - it is the waiting caller's to raise
-                ticket.error = exc
+                error = exc
             self.current = None
-            ticket.ended.release()
-            if self.written_off:
-                return
+            ticket.end(outcome, error)
+            # A thread that waits for work must not keep the last batch and its answer alive.
+            del ticket, outcome, error
 
 
 class Lane:
@@ -117,28 +142,29 @@ class Lane:
             return None
         return int(current.batch.input_ids.size), max(0.0, self._clock() - begun)
 
-    def run(self, batch: Batch, *, patience: float, hang_after: float) -> Vectors:
+    def run(self, batch: Batch, *, patience: float, hang_after: float) -> Timed:
         """Run a batch; wait `patience` seconds for the answer and no longer.
 
         Raises the backend's own error; `DeviceHung` once the batch ran for `hang_after` seconds;
-        `LaneBusy` when patience ends before. The batch's arrays are copied, because after an
-        early end the device may still be reading them.
+        `LaneBusy` when patience ends before; `ServiceClosed` after `close`. The batch's arrays are
+        copied, because after an early end the device may still be reading them.
         """
+        if patience <= 0:
+            raise LaneBusy("the callers have no time left")
         ticket = _Ticket(_own_copy(batch))
-        worker = self._current_worker()
-        worker.tickets.put(ticket)
+        worker = self._queue(ticket)
         give_up = self._clock() + patience
         wait = min(patience, hang_after)
         while not ticket.ended.acquire(timeout=max(0.0, wait)):
             now = self._clock()
-            if ticket.begun is not None and now - ticket.begun >= hang_after:
-                self._write_off(worker)
-                raise DeviceHung(f"no answer after {now - ticket.begun:.2f} s (limit {hang_after:.2f} s)")
-            if now >= give_up or worker.written_off:
-                ticket.withdrawn = True
-                raise LaneBusy("no answer in the time that the callers have left")
-            hung_at = now + hang_after if ticket.begun is None else ticket.begun + hang_after
-            wait = min(give_up, hung_at) - now
+            begun = now if ticket.begun is None else ticket.begun
+            if now - begun >= hang_after:
+                hung = DeviceHung(f"no answer after {now - begun:.2f} s (limit {hang_after:.2f} s)")
+                if ticket.end(error=hung):
+                    self._write_off(worker)
+            elif now >= give_up:
+                ticket.end(error=LaneBusy("no answer in the time that the callers have left"))
+            wait = min(give_up, begun + hang_after) - now
         return ticket.result()
 
     def renew(self) -> None:
@@ -153,30 +179,37 @@ class Lane:
             self._closed = True
             worker, self._worker = self._worker, None
         if worker is not None:
-            worker.tickets.put(None)
+            worker.dismiss(partial(ServiceClosed, "the device was closed while the batch waited for it"))
             worker.thread.join(timeout)
 
-    def _current_worker(self) -> _Worker:
+    def _queue(self, ticket: _Ticket) -> _Worker:
+        """Put a ticket in line; under the lock, so that nobody lines up behind a lost thread."""
         with self._lock:
             if self._closed:
-                raise DeviceFailed("this device was closed")
+                raise ServiceClosed("this device was closed")
             if self._worker is None:
-                self._worker = _Worker(self._backend, self._clock, f"resilient-ai-{self._backend.device}")
+                self._worker = _Worker(self._backend, self._clock)
+            self._worker.tickets.put(ticket)
             return self._worker
 
     def _write_off(self, worker: _Worker) -> None:
         with self._lock:
-            worker.written_off = True
-            if self._worker is worker:
-                self._worker = None
-                self._lost.append(worker)
-        worker.refuse_waiting()
+            if self._worker is not worker:
+                return
+            self._worker = None
+            self._lost.append(worker)
+        worker.dismiss(partial(LaneBusy, "the device is being replaced"))
 
 
 def _own_copy(batch: Batch) -> Batch:
+    def own(array: IntArray | None) -> IntArray | None:
+        return None if array is None else array.copy()
+
     return replace(
         batch,
         input_ids=batch.input_ids.copy(),
         attention_mask=batch.attention_mask.copy(),
-        type_ids=None if batch.type_ids is None else batch.type_ids.copy(),
+        lengths=batch.lengths.copy(),
+        type_ids=own(batch.type_ids),
+        shared_ids=own(batch.shared_ids),
     )

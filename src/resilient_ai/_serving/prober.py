@@ -59,6 +59,7 @@ class Prober:
         self._thread.start()
 
     def close(self, timeout: float = 1.0) -> None:
+        """Stop watching; a probe under way is waited for, but no longer than `timeout` seconds."""
         self._closed = True
         self._news.set()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -71,7 +72,7 @@ class Prober:
         if now >= self._reference_due:
             self._exercise_reference()
             self._reference_due = now + self._manager.policy.probe_interval
-        return min(*waits, self._reference_due - now)
+        return min([*waits, self._reference_due - now])
 
     def _attend(self, device: GuardedDevice) -> float:
         """Probe a device whose breaker lets a probe in; return the seconds until it may be due."""
@@ -79,14 +80,16 @@ class Prober:
             return self._manager.policy.probe_interval
         permit = device.breaker.try_acquire()
         if isinstance(permit, Rejection):
-            return permit.retry_after or _SOON
-        failure = self._examine(device)
-        if failure is None:
-            device.return_to_service()
-            permit.success()
-        else:
-            permit.failure()
-            device.trip(failure)
+            # Half open, and yet no place: somebody is about to give the probe back, untold.
+            return (permit.retry_after if permit.state is State.OPEN else None) or _SOON
+        with permit:
+            failure = self._examine(device)
+            if failure is None:
+                device.return_to_service(permit)
+            else:
+                # In this order, so that the breaker does not think of a waiting time of its own.
+                device.trip(failure, permit.generation)
+                permit.failure()
         return _SOON
 
     def _examine(self, device: GuardedDevice) -> Failure | None:
@@ -106,18 +109,24 @@ class Prober:
         measured = 1.0
         patience = self._manager.policy.gpu_timeout
         for canary, expected in zip(self._canaries, self._right_answers(), strict=True):
-            answer = device.lane.run(canary, patience=patience, hang_after=patience)
+            answer, _ = device.lane.run(canary, patience=patience, hang_after=patience)
             check_answer(canary, answer, device.name)
             measured = min(measured, agreement(canary.task, answer.values, expected))
         device.agreement = measured
         self._manager.events.emit(AgreementMeasured(device.name, measured, self._limit))
-        if measured < self._limit:
+        if not measured >= self._limit:
             raise CorruptAnswer(
                 f"agreement with {self._manager.reference.device} is {measured:.6f}, below {self._limit}: "
                 "its vectors cannot be compared with those already served"
             )
+        device.dimension = self._dimension()
         if device.verifier is None:
             device.verifier = self._verifier()
+
+    def _dimension(self) -> int | None:
+        """The length of the model's vectors; None for scores."""
+        is_embedder = self._canaries[0].task in {"embed", "pool"}
+        return self._right_answers()[0].shape[1] if is_embedder else None
 
     def _verifier(self) -> Verifier:
         """What rides along in users' batches: the first row of the small canary."""
@@ -135,25 +144,46 @@ class Prober:
 
     def _right_answers(self) -> list[FloatArray]:
         if not self._expected:
-            self._expected = [self._manager.reference.run(canary).values for canary in self._canaries]
+            self._expected = [self._answer_of_reference(canary) for canary in self._canaries]
         return self._expected
+
+    def _answer_of_reference(self, canary: Batch) -> FloatArray:
+        reference = self._manager.reference
+        answer = reference.run(canary)
+        check_answer(canary, answer, reference.device)
+        return answer.values
 
     def _exercise_reference(self) -> None:
         """Run the small canary on the reference and look whether it still gives its own answer."""
-        canary = self._canaries[0]
         try:
-            answer = self._manager.reference.run(canary)
-            check_answer(canary, answer, self._manager.reference.device)
+            self._compare_reference()
         except Exception as exc:  # noqa: BLE001 - told, and tried again next time
             log.error(
                 "the last device failed its canary", device=self._manager.reference.device, error=repr(exc)
             )
 
+    def _compare_reference(self) -> None:
+        before = self._right_answers()[0]
+        measured = agreement(self._canaries[0].task, self._answer_of_reference(self._canaries[0]), before)
+        if not measured >= self._limit:
+            raise CorruptAnswer(f"agreement with its own first answer is {measured:.6f}, below {self._limit}")
+
     def _watch(self) -> None:
-        while not self._closed:
+        while True:
             self._news.clear()
-            self._news.wait(self.probe_due())
+            # After the clearing, or a `close` between the two would be missed.
+            if self._closed:
+                return
+            self._news.wait(self._probe_or_tell())
+
+    def _probe_or_tell(self) -> float:
+        try:
+            return self.probe_due()
+        except BaseException as exc:  # noqa: BLE001 - a backend may raise anything, and watch must go on
+            log.error("a probe ended in an unusual way; it is tried again", error=repr(exc))
+            return _LATER
 
 
+_LATER = 1.0
 _SOON = 0.05
 """How long to wait where the breaker does not say: the lease of another probe, a state in between."""

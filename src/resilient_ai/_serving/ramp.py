@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import threading
+from fractions import Fraction
 
 __all__ = ["Ramp"]
+
+_FINEST = 1_000_000
+"""A share is taken to the nearest fraction with a denominator up to this, and never to none."""
+_LEAST = Fraction(1, _FINEST)
 
 
 class Ramp:
@@ -15,17 +20,18 @@ class Ramp:
     """
 
     def __init__(self, shares: tuple[float, ...], step: int) -> None:
-        self._shares = shares
+        # As fractions, because ten times 0.1 is less than 1.
+        self._shares = tuple(max(Fraction(share).limit_denominator(_FINEST), _LEAST) for share in shares)
         self._step = step
         self._lock = threading.Lock()
         # Guarded by `_lock`. Without a ramp the level stands at the last share, which is 1.
         self._level = len(shares) - 1
         self._successes = 0
-        self._owed = 0.0
+        self._owed = Fraction(0)
 
     @property
     def share(self) -> float:
-        return self._shares[self._level]
+        return float(self._shares[self._level])
 
     @property
     def is_full(self) -> bool:
@@ -36,7 +42,7 @@ class Ramp:
         with self._lock:
             self._level = self._successes = 0
             # The first batch passes at once: a device nobody asks never gets beyond the first step.
-            self._owed = 1.0
+            self._owed = 1 - self._shares[0]
 
     def admits(self) -> bool:
         """Whether the next batch may pass."""
@@ -44,9 +50,9 @@ class Ramp:
             return True
         with self._lock:
             self._owed += self._shares[self._level]
-            if self._owed < 1.0:
+            if self._owed < 1:
                 return False
-            self._owed -= 1.0
+            self._owed -= 1
             return True
 
     def succeeded(self) -> bool:

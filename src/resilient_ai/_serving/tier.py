@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 from resilient_ai._resilience.breaker import BreakerPolicy, CircuitBreaker, Permit, Rejection, State
@@ -41,10 +42,16 @@ class GuardedDevice:
         self.cost = CostModel()
         self.ceiling = Ceiling()
         self.ramp = Ramp(policy.ramp, policy.ramp_step)
+        self.dimension: int | None = None
         self.agreement: float | None = None
         self.verifier: Verifier | None = None
         self.out_of_service_because = ""
-        self._trips: deque[float] = deque(maxlen=64)
+        self._lock = threading.Lock()
+        # Guarded by `_lock`: the breaker's generation that was tripped last, how many trips followed
+        # one another, and since when the device has been back.
+        self._tripped = -1
+        self._trips_in_a_row = 0
+        self._back_since = -math.inf
 
     @property
     def is_in_service(self) -> bool:
@@ -75,12 +82,24 @@ class GuardedDevice:
             return verifier.unload(loaded, self._run_checked(loaded, patience))
         return self._run_checked(batch, patience)
 
+    def fits_better_apart(self, batch: Batch) -> bool:
+        """Whether a canary may have made the batch larger than its own rows."""
+        return self.verifier is not None and self.verifier.knows(batch)
+
+    def run_apart(self, batch: Batch, patience: float) -> Vectors:
+        """The same, with the canary in a batch of its own: the two may not fit together."""
+        give_up = self._clock() + patience
+        answer = self._run_checked(batch, patience)
+        if self.verifier is not None and self.verifier.must_check(batch):
+            canary = self.verifier.alone(batch)
+            self.verifier.check(canary, self._run_checked(canary, give_up - self._clock()))
+        return answer
+
     def _run_checked(self, batch: Batch, patience: float) -> Vectors:
         size = int(batch.input_ids.size)
-        started = self._clock()
-        answer = self.lane.run(batch, patience=patience, hang_after=self.hang_after(size))
-        check_answer(batch, answer, self.name)
-        self.cost.learn(size, self._clock() - started)
+        answer, seconds = self.lane.run(batch, patience=patience, hang_after=self.hang_after(size))
+        check_answer(batch, answer, self.name, self.dimension)
+        self.cost.learn(size, seconds)
         self.ceiling.fitted(size)
         return answer
 
@@ -90,19 +109,54 @@ class GuardedDevice:
             size, factor=policy.hang_factor, floor=policy.hang_floor, limit=policy.gpu_timeout
         )
 
-    def trip(self, failure: Failure) -> None:
-        """Take the device out of service now, for as long as this kind of failure asks for."""
+    def succeeded(self, permit: Permit) -> bool:
+        """Settle the permit of a batch that went well; True when the device gets a larger share."""
+        permit.success()
+        # What was admitted before the device failed says nothing about how it does since.
+        return not self.ramp.is_full and not self._is_late(permit) and self.ramp.succeeded()
+
+    def failed(self, permit: Permit, failure: Failure, error: BaseException) -> None:
+        """Settle the permit of a batch that failed, and trip where that is due.
+
+        What fails late, when the device has been tripped or is back since, changes nothing: the
+        batches that one death takes with it are one failure, and start no wait anew.
+        """
         verdict = failure.verdict
+        is_late = self._is_late(permit)
+        # What a smaller batch would heal comes here only when not even a single row did fit.
+        if verdict.counts or verdict.split:
+            permit.failure(error)
+        else:
+            permit.ignore()
+        opened = self.breaker.state is State.OPEN
+        if not is_late and (verdict.opens_at_once or opened or not self.ramp.is_full):
+            self.trip(failure, permit.generation)
+
+    def trip(self, failure: Failure, generation: int | None = None) -> None:
+        """Take the device out of service now, for as long as this kind of failure asks for.
+
+        `generation` is the breaker's in which it failed, the present one by default. Only the
+        first to trip a generation does.
+        """
+        if generation is None:
+            generation = self.breaker.snapshot().generation
+        verdict = failure.verdict
+        wait = self._claim(generation, heals=verdict.healed_by == "fresh_worker")
+        if wait is None:
+            return
         self.out_of_service_because = failure.failure_class.value
         if verdict.replace_worker:
             self.lane.renew()
-        wait = self._healing_wait() if verdict.healed_by == "fresh_worker" else self._policy.recovery_time
         self.breaker.open_for(wait, f"{failure.failure_class.value}: {failure.text[:200]}")
 
-    def return_to_service(self) -> None:
-        """The prober was satisfied: traffic comes back, a little at a time."""
-        self.out_of_service_because = ""
-        self.ramp.restart()
+    def return_to_service(self, permit: Permit) -> None:
+        """Settle a probe that went well: traffic comes back, a little at a time."""
+        if not self._is_late(permit):
+            self.out_of_service_because = ""
+            with self._lock:
+                self._back_since = self._clock()
+            self.ramp.restart()
+        permit.success()
 
     def close(self) -> None:
         self.backend.close()
@@ -119,31 +173,46 @@ class GuardedDevice:
         size, seconds = under_way
         if seconds >= self.hang_after(size):
             self.trip(Failure(FailureClass.HANG, f"a batch has run for {seconds:.2f} s"))
+            self.lane.renew()
             return FailureClass.HANG.value
         usual = self.cost.p99(size)
         suspicious = usual is not None and seconds > max(self._policy.stall_factor * usual, _SUSPICION)
         return "stalled" if suspicious else None
 
-    def _healing_wait(self) -> float:
-        """At once the first time, then 1, 2, 4 ... seconds while trips follow one another."""
-        now = self._clock()
-        self._trips.append(now)
-        recent = sum(1 for trip in self._trips if now - trip <= self._policy.flap_window)
-        wait = 0.0 if recent == 1 else _FIRST_WAIT * 2.0 ** min(recent - 2, 32)
+    def _is_late(self, permit: Permit) -> bool:
+        return permit.generation != self.breaker.snapshot().generation
+
+    def _claim(self, generation: int, *, heals: bool) -> float | None:
+        """Seconds until the device is tried again; None when somebody tripped this generation before.
+
+        What a fresh worker heals is tried at once, then after 1, 2, 4 ... seconds while trips follow
+        one another: by failed probes, or so soon after a return that it was none.
+        """
+        with self._lock:
+            if generation <= self._tripped:
+                return None
+            self._tripped = generation
+            if self._clock() - self._back_since > self._policy.flap_window:
+                self._trips_in_a_row = 0
+            self._back_since = math.inf
+            self._trips_in_a_row += 1
+            in_a_row = self._trips_in_a_row
+        if not heals:
+            return self._policy.recovery_time
+        wait = 0.0 if in_a_row == 1 else _FIRST_WAIT * 2.0 ** min(in_a_row - 2, 32)
         return min(wait, self._policy.recovery_time)
 
+
+_SETTLING = 0.05
+"""How long the breaker stays open by itself, until `trip` has said for how long it should."""
 
 _SUSPICION = 0.05
 """Nothing is suspicious before this many seconds: a garbage collection may take as long."""
 
 
 def _breaker_policy(policy: FallbackPolicy) -> BreakerPolicy:
-    first = min(_FIRST_WAIT, policy.recovery_time)
     return BreakerPolicy(
         error_threshold=policy.error_threshold,
-        recovery_time=first,
-        backoff_multiplier=2.0,
-        max_recovery_time=policy.recovery_time,
-        jitter=0.1,
+        recovery_time=min(_SETTLING, policy.recovery_time),
         probe_lease=4 * policy.gpu_timeout,
     )

@@ -18,16 +18,20 @@ class CorruptAnswer(DeviceFailed):
     """Raised when a device's answer cannot be right, whatever the texts were."""
 
 
-def check_answer(batch: Batch, answer: Vectors, device: str) -> None:
+def check_answer(batch: Batch, answer: Vectors, device: str, dimension: int | None = None) -> None:
     """Check count, dimension, finiteness, norm, variety, and which device it really was.
 
-    Raises `CorruptAnswer`, whose text names what is wrong.
+    `dimension` is that of the model's vectors, where it is known. Raises `CorruptAnswer`, whose
+    text names what is wrong.
     """
     values = answer.values
     if answer.device != device:
         raise CorruptAnswer(f"corrupt output: asked {device}, but {answer.device} answered")
     if values.ndim != 2 or values.shape[0] != batch.rows or values.shape[1] == 0:  # noqa: PLR2004
         raise CorruptAnswer(f"corrupt output: shape {values.shape} for a batch of {batch.rows} rows")
+    wanted = dimension if batch.task in {"embed", "pool"} else 1
+    if wanted is not None and values.shape[1] != wanted:
+        raise CorruptAnswer(f"corrupt output: {values.shape[1]} numbers a row, not {wanted}")
     # One pass: a NaN or infinity anywhere makes its row's sum of squares not finite.
     squares = np.einsum("ij,ij->i", values, values)
     if not np.isfinite(squares).all():

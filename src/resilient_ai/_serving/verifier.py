@@ -23,8 +23,9 @@ class Verifier:
     """Adds a canary row to batches and checks and removes its answer. Thread-safe.
 
     "every" does so with each batch: no batch with wrong values is served. "sampled" spends one
-    token in a hundred on it: a device that has begun to answer wrongly is found out within about
-    a hundred rows. Late-interaction batches, whose scores depend on their query, go unchecked.
+    token in a hundred on it, padding included: a device that has begun to answer wrongly is found
+    out within about a hundred rows. Late-interaction batches, whose scores depend on their query,
+    go unchecked.
     """
 
     def __init__(
@@ -37,15 +38,23 @@ class Verifier:
         self._lock = threading.Lock()
         self._credit = 0.0  # guarded by `_lock`
 
+    def knows(self, batch: Batch) -> bool:
+        """Whether such a batch is ever verified."""
+        return self._mode != "off" and batch.task in self._expected
+
+    def must_check(self, batch: Batch) -> bool:
+        """Whether no answer to such a batch may go out unverified."""
+        return self._mode == "every" and self.knows(batch)
+
     def wants(self, batch: Batch) -> bool:
         """Whether this batch should carry the canary."""
-        if self._mode == "off" or batch.task not in self._expected:
+        if not self.knows(batch):
             return False
         if self._mode == "every":
             return True
         with self._lock:
             self._credit += _SAMPLED_SHARE * batch.input_ids.size
-            cost = max(batch.input_ids.shape[1], len(self._ids))
+            cost = (batch.rows + 1) * self._width(batch) - batch.input_ids.size
             if self._credit < cost:
                 return False
             self._credit -= cost
@@ -53,7 +62,7 @@ class Verifier:
 
     def load(self, batch: Batch) -> Batch:
         """The batch with the canary as its last row."""
-        longest = max(batch.input_ids.shape[1], len(self._ids))
+        longest = self._width(batch)
         canary = np.zeros(longest, np.int64)
         canary[: len(self._ids)] = self._ids
         mask = (np.arange(longest) < len(self._ids)).astype(np.int64)
@@ -66,14 +75,33 @@ class Verifier:
             type_ids=None if types is None else _with_row(types, np.zeros(longest, np.int64)),
         )
 
+    def alone(self, batch: Batch) -> Batch:
+        """The canary as a batch of its own, for when this batch and it do not fit together."""
+        last = slice(batch.rows, None)
+        loaded = self.load(batch)
+        return replace(
+            loaded,
+            input_ids=loaded.input_ids[last, : len(self._ids)],
+            attention_mask=loaded.attention_mask[last, : len(self._ids)],
+            lengths=loaded.lengths[last],
+            type_ids=None if loaded.type_ids is None else loaded.type_ids[last, : len(self._ids)],
+        )
+
     def unload(self, batch: Batch, answer: Vectors) -> Vectors:
         """The answer without the canary's row. Raises `CorruptAnswer` when that row is wrong."""
+        self.check(batch, answer)
+        return replace(answer, values=answer.values[:-1])
+
+    def check(self, batch: Batch, answer: Vectors) -> None:
+        """Look at the canary's row, the last. Raises `CorruptAnswer` when it is wrong."""
         measured = agreement(batch.task, answer.values[-1:], self._expected[batch.task])
         if not measured >= self._limit:
             raise CorruptAnswer(
                 f"corrupt output: the canary's answer agrees to {measured:.6f} only, below {self._limit}"
             )
-        return replace(answer, values=answer.values[:-1])
+
+    def _width(self, batch: Batch) -> int:
+        return max(batch.input_ids.shape[1], len(self._ids))
 
 
 def _with_row(matrix: IntArray, row: IntArray) -> IntArray:

@@ -112,7 +112,7 @@ def test_a_server_embeds_reranks_and_ends(models):
 @pytest.mark.model
 def test_requests_under_way_are_answered_at_the_end(models):
     """A request that runs when SIGTERM comes gets its answer, and no new one is taken."""
-    texts = [f"text number {index} " + "word " * 40 for index in range(300)]
+    texts = [f"text number {index} " + "word " * 20 for index in range(100)]
     with started(models) as process, client_of(process) as client:
         wait_until_ready(client)
         answers = []
@@ -134,7 +134,7 @@ def test_requests_under_way_are_answered_at_the_end(models):
 def test_what_takes_too_long_is_told_so_at_the_end(models):
     """A request that would run for long after SIGTERM gets 503 in words, not a broken connection."""
     texts = [f"text number {index} " + "word " * 200 for index in range(2048)]
-    with started(models) as process, client_of(process) as client:
+    with started(models, AI_PARALLEL_WORKERS="1") as process, client_of(process) as client:
         wait_until_ready(client)
         answers = []
         asking = threading.Thread(
@@ -150,6 +150,29 @@ def test_what_takes_too_long_is_told_so_at_the_end(models):
         assert answers[0].json()["error"]["code"] == "service_closed"
         assert code == 0
         assert took < 15
+
+
+@pytest.mark.model
+def test_a_second_signal_does_not_wait(models):
+    """Ctrl-C twice ends the server without the grace that the first one gives to what is under way."""
+    texts = [f"text number {index} " + "word " * 200 for index in range(2048)]
+    with started(models, AI_PARALLEL_WORKERS="1") as process, client_of(process) as client:
+        wait_until_ready(client)
+        asking = threading.Thread(target=post_in_vain, args=(client, texts))
+        asking.start()
+        with httpx.Client(base_url=client.base_url, trust_env=False) as other:
+            while other.get("/health").json()["queue"]["in_flight_calls"] == 0:
+                time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        took, _, _ = stop(process, signal.SIGINT)
+        asking.join()
+        assert took < 4
+
+
+def post_in_vain(client, texts):
+    with contextlib.suppress(httpx.HTTPError):
+        client.post("/v1/embeddings", json={"input": texts})
 
 
 def test_a_server_lives_without_its_model(tmp_path):

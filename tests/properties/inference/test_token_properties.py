@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizer_kit import NAMES, fresh_tokenizer, reference_tokenizer
 
 from resilient_ai._inference.tokens import TextEncoder, _cut_longest_first
+from tokenizer_kit import NAMES, fresh_tokenizer, reference_tokenizer
 
 WORD = st.one_of(
-    st.sampled_from(["the", "sun", "is", "warm", "rains", "abcdab", "zebra", "don't", "Straße", "日本語", "x" * 30]),
+    st.sampled_from(
+        ["the", "sun", "is", "warm", "rains", "abcdab", "zebra", "don't", "Straße", "日本語", "x" * 30]
+    ),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
 )
 TEXT = st.lists(WORD, max_size=40).map(" ".join)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from serving_kit import job, lane
 
 from resilient_ai._serving.queue import JobQueue, urgency
 from resilient_ai.testing import FakeBackend
+from serving_kit import job, lane
 
 BACKEND = FakeBackend()
 LANES = [lane(BACKEND) for _ in range(3)]

@@ -135,5 +135,5 @@ def test_the_endpoints_answer_413():
     answer = asyncio.run(run())
     assert answer.status_code == 413
     assert answer.headers["connection"] == "close"
-    assert answer.json()["error"]["whose"] == "caller"
+    assert (answer.json()["error"]["code"], answer.json()["error"]["whose"]) == ("body_too_large", "caller")
     assert "100 bytes" in answer.json()["error"]["message"]

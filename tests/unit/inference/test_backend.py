@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graph_kit import write_graph
 
+from graph_kit import write_graph
 from resilient_ai._inference.backend import OrtBackend
 from resilient_ai._inference.session import Session
 from resilient_ai.errors import DeviceUnavailable, ModelCorrupt
@@ -38,7 +38,12 @@ ROWS = batch_of([3, 5, 7], [2])
 class TestEmbed:
     @pytest.mark.parametrize(
         ("outputs", "pooling"),
-        [(["sentence_embedding"], None), (["pooled"], None), (["last_hidden_state"], "cls"), (["token_embeddings"], "cls")],
+        [
+            (["sentence_embedding"], None),
+            (["pooled"], None),
+            (["last_hidden_state"], "cls"),
+            (["token_embeddings"], "cls"),
+        ],
     )
     def test_unit_vectors(self, backend, outputs, pooling):
         """Whatever the graph gives, "embed" answers with float32 vectors of length 1."""
@@ -53,7 +58,7 @@ class TestEmbed:
         np.testing.assert_allclose(answer.values, [SCALE * number, SCALE * 2], rtol=1e-6)
 
     def test_pooled_by_the_graph(self, backend):
-        """"pool" takes what the graph has pooled, not normalised."""
+        """The task "pool" takes what the graph has pooled, not normalised."""
         answer = backend("sentence_embedding", "pooled", pooling="mean").run(replace(ROWS, task="pool"))
         np.testing.assert_allclose(answer.values, [SCALE * 3, SCALE * 2], rtol=1e-6)
 
@@ -162,7 +167,13 @@ class TestWhatIsMissing:
 class TestItself:
     @pytest.mark.parametrize(
         ("outputs", "expected"),
-        [(["sentence_embedding"], 4), (["pooled"], 4), (["last_hidden_state"], 4), (["unnamed"], None), (["logits"], None)],
+        [
+            (["sentence_embedding"], 4),
+            (["pooled"], 4),
+            (["last_hidden_state"], 4),
+            (["unnamed"], None),
+            (["logits"], None),
+        ],
     )
     def test_dimension(self, backend, outputs, expected):
         """The length of the vectors is told where the graph states it."""

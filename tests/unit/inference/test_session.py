@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from graph_kit import write_failing_graph, write_graph
-from serving_kit import run_python
 
+from graph_kit import write_failing_graph, write_graph
 from resilient_ai._inference import session as module
 from resilient_ai._inference.session import GpuOptions, Session, gpu_is_installed, runtime_version
 from resilient_ai.errors import (
@@ -23,6 +22,7 @@ from resilient_ai.errors import (
     ModelCorrupt,
     ModelNotFound,
 )
+from serving_kit import run_python
 
 pytest.importorskip("onnxruntime")
 
@@ -132,7 +132,9 @@ class TestLoad:
         with pytest.raises(ModelCorrupt):
             Session(tmp_path, threads=1)
 
-    @pytest.mark.skipif("onnxruntime-gpu" in [d.name for d in importlib.metadata.distributions()], reason="CPU build only")
+    @pytest.mark.skipif(
+        "onnxruntime-gpu" in [d.name for d in importlib.metadata.distributions()], reason="CPU build only"
+    )
     @pytest.mark.parametrize("tensorrt", [False, True])
     def test_cuda_on_a_cpu_build(self, graph, tensorrt, recwarn):
         """Asking for a GPU that cannot be had is an error, never a quiet session on the CPU."""
@@ -152,7 +154,7 @@ class TestLoad:
 
     def test_gpu_options(self):
         """What is asked of the card is what the options say."""
-        (name, options), = GpuOptions(device_id=2, memory_limit=1 << 30, allow_growth=False).providers()
+        ((name, options),) = GpuOptions(device_id=2, memory_limit=1 << 30, allow_growth=False).providers()
         assert name == "CUDAExecutionProvider"
         assert options == {
             "device_id": "2",

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tokenizer_kit import NAMES, fresh_tokenizer, reference_tokenizer, small_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai.errors import ConfigurationError, InvalidInput, ModelCorrupt, ModelNotFound
+from tokenizer_kit import NAMES, fresh_tokenizer, reference_tokenizer, small_tokenizer
 
 
 @pytest.fixture

@@ -17,7 +17,15 @@ class Text(str):
 
 
 @pytest.mark.parametrize(
-    "texts", [["a", "b"], ("a", "b"), iter(["a", "b"]), {"a": 1, "b": 2}, (t for t in "ab"), [Text("a"), np.str_("b")]]
+    "texts",
+    [
+        ["a", "b"],
+        ("a", "b"),
+        iter(["a", "b"]),
+        {"a": 1, "b": 2},
+        (t for t in "ab"),
+        [Text("a"), np.str_("b")],
+    ],
 )
 def test_texts(texts):
     """Any iterable of strings will do, subclasses of `str` included."""
@@ -61,7 +69,16 @@ def test_errors_of_the_callers_own_iterable():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(None, 7.0), (1, 1.0), (0.5, 0.5), (float("inf"), None), (sys.maxsize, None), (10**400, None), (1e300, None), (np.float64(2), 2.0)],
+    [
+        (None, 7.0),
+        (1, 1.0),
+        (0.5, 0.5),
+        (float("inf"), None),
+        (sys.maxsize, None),
+        (10**400, None),
+        (1e300, None),
+        (np.float64(2), 2.0),
+    ],
 )
 def test_timeouts(given, expected):
     """Seconds are taken as they are; more than a thread can wait for is no limit."""

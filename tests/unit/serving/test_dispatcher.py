@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving_kit import LIMITS, Switching, WordEncoder, job, lane, right_vectors
 
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._serving.dispatcher import Dispatcher
@@ -22,6 +21,7 @@ from resilient_ai.errors import (
 )
 from resilient_ai.testing import FakeBackend, FakeClock
 from resilient_ai.values import Vectors
+from serving_kit import LIMITS, Switching, WordEncoder, job, lane, right_vectors
 
 WAIT = 20
 
@@ -211,7 +211,9 @@ class TestErrors:
         texts = [f"good {n}" for n in range(5)] + [f"more {n}" for n in range(5)]
         np.testing.assert_array_equal(got, right_vectors(texts))
 
-    @pytest.mark.parametrize("raised", [DeviceFailed("CUDA error 700"), RuntimeError("odd"), SystemExit(3), MemoryError()])
+    @pytest.mark.parametrize(
+        "raised", [DeviceFailed("CUDA error 700"), RuntimeError("odd"), SystemExit(3), MemoryError()]
+    )
     def test_only_the_batch_that_failed(self, start, gate, raised):
         """A failed batch fails its own callers, each with an error of its own; the rest of the wave goes on."""
         backend = FakeBackend(before=gate)

@@ -7,7 +7,6 @@ from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
-from serving_kit import DIMENSION, EMBEDDER, engine, hosted, right_vectors
 
 from resilient_ai._serving.calls import EmbedCall, RerankCall
 from resilient_ai.errors import (
@@ -21,6 +20,7 @@ from resilient_ai.errors import (
     ServiceClosed,
 )
 from resilient_ai.testing import FakeBackend
+from serving_kit import DIMENSION, EMBEDDER, engine, hosted, right_vectors
 
 WAIT = 20
 
@@ -301,13 +301,20 @@ class TestAnswers:
             from serving_kit import ENCODER
 
             known = {tuple(ENCODER.encode([f"q {k}"]).ids.tolist()): v for k, v in logits.items()}
-            rows = [tuple(r[m == 1].tolist()) for r, m in zip(batch.input_ids, batch.attention_mask, strict=True)]
+            rows = [
+                tuple(r[m == 1].tolist()) for r, m in zip(batch.input_ids, batch.attention_mask, strict=True)
+            ]
             return np.array([[known[row]] for row in rows], np.float32)
 
         on = build(FakeBackend("cpu", DIMENSION, compute))
         documents = ["same", "worst", "same", "best"]
         ranking = rerank(on, "q", documents).result(WAIT)
-        assert [(each.index, each.document) for each in ranking] == [(3, "best"), (0, "same"), (2, "same"), (1, "worst")]
+        assert [(each.index, each.document) for each in ranking] == [
+            (3, "best"),
+            (0, "same"),
+            (2, "same"),
+            (1, "worst"),
+        ]
         assert ranking[0].score == pytest.approx(1 / (1 + np.exp(-3)))
         assert len(ranking.served_by) == 4
         raw = rerank(on, "q", documents, top_k=2, raw_scores=True).result(WAIT)

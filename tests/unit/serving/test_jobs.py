@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed,
 
 import numpy as np
 import pytest
-from serving_kit import job, lane
 
 from resilient_ai._serving.jobs import CallFuture, Job, fail_all, internal_error
 from resilient_ai.errors import (
@@ -20,6 +19,7 @@ from resilient_ai.errors import (
 )
 from resilient_ai.testing import FakeBackend, FakeClock
 from resilient_ai.values import Vectors
+from serving_kit import job, lane
 
 LANE = lane(FakeBackend())
 
@@ -157,7 +157,9 @@ class TestEnding:
         with pytest.raises(DeadlineExceeded):
             one.future.result(0)
 
-    @pytest.mark.parametrize(("raised", "kind"), [(KeyError("x"), ResilientAIError), (InvalidInput("x"), InvalidInput)])
+    @pytest.mark.parametrize(
+        ("raised", "kind"), [(KeyError("x"), ResilientAIError), (InvalidInput("x"), InvalidInput)]
+    )
     def test_an_answer_that_cannot_be_made(self, raised, kind):
         """An error while the answer is made is the call's error, and one of the tree."""
 
@@ -194,7 +196,9 @@ class TestEnding:
         fail_all(jobs, error)
         errors = [one.future.exception(0) for one in jobs]
         assert len(set(map(id, errors))) == 3
-        assert {(type(e), str(e), e.retry_after, e.__cause__) for e in errors} == {(Overloaded, "full", 7.5, cause)}
+        assert {(type(e), str(e), e.retry_after, e.__cause__) for e in errors} == {
+            (Overloaded, "full", 7.5, cause)
+        }
 
     def test_foreign_errors(self):
         """What should not have happened still ends in an error of the tree, with its cause."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
-from serving_kit import run_python
 
 from resilient_ai._telemetry.log import log, set_level
+from serving_kit import run_python
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,8 @@ def test_levels(caplog):
 @pytest.mark.slow
 def test_nothing_on_stdout():
     """Stdout may carry the host's own protocol: warnings go to stderr, also when logging is not set up."""
-    done = run_python("from resilient_ai._telemetry.log import log; log.warning('shown', a=1); log.error('x')")
+    done = run_python(
+        "from resilient_ai._telemetry.log import log; log.warning('shown', a=1); log.error('x')"
+    )
     assert done.stdout == ""
     assert done.stderr.splitlines() == ["shown a=1", "x"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from serving_kit import job, lane
-
 from resilient_ai._serving.queue import JobQueue, urgency
 from resilient_ai.testing import FakeBackend
+from serving_kit import job, lane
 
 BACKEND = FakeBackend()
 LANE, OTHER = lane(BACKEND), lane(BACKEND)

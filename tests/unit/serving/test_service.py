@@ -10,7 +10,6 @@ import weakref
 
 import numpy as np
 import pytest
-from serving_kit import DIMENSION, EMBEDDER, fake_service, right_vectors
 
 from resilient_ai import AIService
 from resilient_ai.errors import (
@@ -22,6 +21,7 @@ from resilient_ai.errors import (
     ServiceClosed,
 )
 from resilient_ai.testing import FakeBackend
+from serving_kit import DIMENSION, EMBEDDER, fake_service, right_vectors
 
 WAIT = 20
 
@@ -73,7 +73,9 @@ class TestCalls:
         """AI_NORMALIZE holds where the caller says nothing."""
         with fake_service(tmp_path, backend, normalize=False) as ai:
             assert not np.allclose(np.linalg.norm(ai.embed_documents(["a"])), 1)
-            np.testing.assert_allclose(np.linalg.norm(ai.embed_documents(["a"], normalize=True)), 1, rtol=1e-6)
+            np.testing.assert_allclose(
+                np.linalg.norm(ai.embed_documents(["a"], normalize=True)), 1, rtol=1e-6
+            )
 
     def test_the_default_timeout(self, tmp_path):
         """AI_TIMEOUT_MS is the deadline of calls that name none."""
@@ -166,7 +168,10 @@ class TestWrongArguments:
             ai.embed_query(bad)
         assert backend.calls == ()
 
-    @pytest.mark.parametrize(("texts", "options"), [("text", {}), (None, {}), (["a"], {"chunk_size": 0}), (["a"], {"chunk_size": True})])
+    @pytest.mark.parametrize(
+        ("texts", "options"),
+        [("text", {}), (None, {}), (["a"], {"chunk_size": 0}), (["a"], {"chunk_size": True})],
+    )
     def test_embed_stream(self, ai, texts, options):
         """Wrong arguments of a stream are told at once, before the first chunk is asked for."""
         with pytest.raises(InvalidInput):
@@ -200,16 +205,28 @@ class TestStream:
         stream.close()
 
     def test_closing_cancels(self, tmp_path):
-        """Closing the iterator withdraws what it has under way."""
-        go = threading.Event()
-        backend = FakeBackend("cpu", DIMENSION, before=lambda batch: batch.rows == 1 or go.wait(WAIT))
+        """Closing the iterator withdraws what it has under way and reads no more of the source."""
+        go, batches, read = threading.Event(), itertools.count(1), []
+
+        def before(_):
+            if next(batches) > 2:  # the first call's and the first chunk's may pass
+                go.wait(WAIT)
+
+        def source():
+            for n in range(100):
+                read.append(n)
+                yield f"{n}"
+
+        backend = FakeBackend("cpu", DIMENSION, before=before)
         with fake_service(tmp_path, backend) as ai:
             ai.embed(["warm"])
-            stream = ai.embed_stream(itertools.chain(["first"], ("x" for _ in range(100))), chunk_size=1)
+            stream = ai.embed_stream(source(), chunk_size=1)
             assert len(next(stream)) == 1
             stream.close()
             go.set()
-            ai.embed(["after"])
+            np.testing.assert_array_equal(ai.embed(["after"]).vectors, expected(["after"]))
+            assert len(read) <= 3
+            assert sum(batch.rows for batch in backend.calls) <= 5
             assert ai.health().queue.calls == 0
 
     def test_errors_of_the_source(self, ai):
@@ -315,8 +332,7 @@ class TestEnding:
         with fake_service(tmp_path, backend, engine_options={"queue_size": 5}) as ai:
             ai.load()
             with pytest.raises(Overloaded) as caught:
-                for n in range(50):
-                    ai.submit_embed([f"{n}"])
+                [ai.submit_embed([f"{n}"]) for n in range(50)]
             assert caught.value.retry_after > 0
             assert ai.health().queue.rejected >= 1
             go.set()

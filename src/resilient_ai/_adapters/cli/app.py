@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from resilient_ai._adapters.cli import config, demo, embed, health, models, rerank, similar
+from resilient_ai._adapters.cli import config, demo, embed, health, models, rerank, serve, similar
 from resilient_ai._adapters.cli.console import StderrLog, emit
 from resilient_ai._adapters.cli.failures import Program, Stopped
 from resilient_ai._adapters.cli.session import Session
@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (embed, rerank, similar, health, config, demo):
+for module in (embed, rerank, similar, serve, health, config, demo):
     module.register(app)
 app.add_typer(models.app, name="models")
 

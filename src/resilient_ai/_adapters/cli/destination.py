@@ -57,14 +57,14 @@ def destination(output: Path | None, chosen: Format | None, *, with_text: bool) 
         ConfigurationError: it cannot be written there, or needs a package that is not installed.
     """
     if output is None or str(output) == "-":
-        if chosen not in {None, Format.jsonl}:
+        if chosen not in {None, Format.JSONL}:
             raise typer.BadParameter(f"--format {chosen} cannot go to stdout; give --output FILE")
-        return Destination(None, Format.jsonl, with_text)
+        return Destination(None, Format.JSONL, with_text)
     is_device = not is_replaceable(output)
-    if is_device and chosen not in {None, Format.jsonl}:
+    if is_device and chosen not in {None, Format.JSONL}:
         raise typer.BadParameter(f"--output {output} is a device or a pipe, which takes --format jsonl only")
-    kind = Format.jsonl if is_device else chosen or _named(output)
-    if with_text and kind is Format.npy:
+    kind = Format.JSONL if is_device else chosen or _named(output)
+    if with_text and kind is Format.NPY:
         raise typer.BadParameter("--with-text: a .npy file has no place for texts; use .jsonl or .parquet")
     check_format(kind)
     return Destination(output, kind, with_text, is_device)

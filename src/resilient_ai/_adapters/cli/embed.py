@@ -28,7 +28,7 @@ def embed(
     *,
     input_file: opt.InputFile = None,
     jsonl_field: opt.JsonlField = None,
-    errors: opt.Errors = opt.OnBadText.strict,
+    errors: opt.Errors = opt.OnBadText.STRICT,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write this .npy, .jsonl or .parquet, complete or not at all."),
@@ -41,7 +41,7 @@ def embed(
     model_path: opt.ModelPath = None,
     input_type: Annotated[
         opt.InputKind, typer.Option("--input-type", help="The model's prompt to use.")
-    ] = opt.InputKind.document,
+    ] = opt.InputKind.DOCUMENT,
     instruction: opt.Instruction = None,
     dimensions: opt.Dimensions = None,
     no_normalize: Annotated[
@@ -71,7 +71,7 @@ def embed(
             texts or (),
             input_file,
             field=jsonl_field,
-            replace=errors is opt.OnBadText.replace,
+            replace=errors is opt.OnBadText.REPLACE,
             closing=closing,
         )
         target = destination(output, output_format, with_text=with_text)

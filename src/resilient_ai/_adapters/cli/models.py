@@ -27,8 +27,8 @@ app = typer.Typer(help="The models: list, fetch, verify, remove.", no_args_is_he
 class Part(StrEnum):
     """The form a model is fetched in."""
 
-    weights = "weights"
-    graph = "graph"
+    WEIGHTS = "weights"
+    GRAPH = "graph"
 
 
 Names = Annotated[list[str], typer.Argument(help="Models, by name or alias.", metavar="NAME...")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum, StrEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -27,26 +27,26 @@ __all__ = [
 ]
 
 
-class OnBadText(Enum):
+class OnBadText(StrEnum):
     """What to do about input that is not UTF-8."""
 
-    strict = "strict"
-    replace = "replace"
+    STRICT = "strict"
+    REPLACE = "replace"
 
 
 class InputKind(StrEnum):
     """The prompt that the model puts around a text."""
 
-    query = "query"
-    document = "document"
+    QUERY = "query"
+    DOCUMENT = "document"
 
 
 class Format(StrEnum):
     """How vectors are written."""
 
-    npy = "npy"
-    jsonl = "jsonl"
-    parquet = "parquet"
+    NPY = "npy"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
 
 
 Model = Annotated[

@@ -33,7 +33,7 @@ def rerank(
     *,
     input_file: opt.InputFile = None,
     jsonl_field: opt.JsonlField = None,
-    errors: opt.Errors = opt.OnBadText.strict,
+    errors: opt.Errors = opt.OnBadText.STRICT,
     top_k: Annotated[
         int | None, typer.Option("--top-k", "-k", help="Show the best so many; all by default.", min=1)
     ] = None,
@@ -51,7 +51,7 @@ def rerank(
 
     A table on a terminal, one JSON object a line otherwise. All documents are held in memory.
     """
-    replace = errors is opt.OnBadText.replace
+    replace = errors is opt.OnBadText.REPLACE
     with ExitStack() as closing:
         source = open_texts(documents or (), input_file, field=jsonl_field, replace=replace, closing=closing)
         service = closing.enter_context(

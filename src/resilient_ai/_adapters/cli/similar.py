@@ -30,7 +30,7 @@ def similar(
     *,
     input_file: opt.InputFile = None,
     jsonl_field: opt.JsonlField = None,
-    errors: opt.Errors = opt.OnBadText.strict,
+    errors: opt.Errors = opt.OnBadText.STRICT,
     vectors: Annotated[
         Path | None,
         typer.Option(
@@ -56,7 +56,7 @@ def similar(
     from resilient_ai._adapters.cli import nearest  # noqa: PLC0415 - numpy
 
     choices: EmbedOptions = {"dimensions": dimensions, "timeout": timeout}
-    replace = errors is opt.OnBadText.replace
+    replace = errors is opt.OnBadText.REPLACE
     with ExitStack() as closing:
         matrix = nearest.open_vectors(vectors) if vectors is not None else None
         needs_texts = matrix is None or input_file is not None

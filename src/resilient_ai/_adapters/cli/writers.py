@@ -32,15 +32,15 @@ class VectorWriter(Protocol):
 
 def check_format(kind: Format) -> None:
     """Raise `ConfigurationError` where what the format needs is not installed."""
-    if kind is Format.parquet:
+    if kind is Format.PARQUET:
         _import_pyarrow()
 
 
 def make_writer(kind: Format, file: LandingFile, *, with_text: bool) -> VectorWriter:
     """A writer of this format."""
-    if kind is Format.npy:
+    if kind is Format.NPY:
         return NpyWriter(file)
-    if kind is Format.parquet:
+    if kind is Format.PARQUET:
         return ParquetWriter(file, with_text=with_text)
     return JsonlWriter(file.write, with_text=with_text)
 

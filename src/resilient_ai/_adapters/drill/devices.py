@@ -46,8 +46,9 @@ class DrilledDevice:
 
 def drill_settings(
     settings: AISettings,
+    *,
     verify: Literal["every", "sampled", "off"],
-    keep_recovery: bool,  # noqa: FBT001 - private to the drill
+    keep_recovery: bool,
     tell: Callable[[str], None],
 ) -> AISettings:
     """The same settings for a service that may be made to fail; tells what is different.

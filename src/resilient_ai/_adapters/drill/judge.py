@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 
 from resilient_ai._adapters.drill.requests import Request
@@ -26,12 +23,12 @@ class Judge:
 
     def learn(self, request: Request, answer: Embeddings | Ranking) -> None:
         """Take an answer for right from now on."""
-        self._right[request] = _numbers(request, answer)
+        self._right[request] = _numbers(answer)
 
-    def is_right(self, request: Request, answer: Any) -> bool:
+    def is_right(self, request: Request, answer: Embeddings | Ranking) -> bool:
         """Whether an answer says the same as the one learned; one of another shape does not."""
         expected = self._right[request]
-        found = _numbers(request, answer)
+        found = _numbers(answer)
         if found.shape != expected.shape or not np.isfinite(found).all():
             return False
         if request.query is not None:
@@ -39,20 +36,15 @@ class Judge:
         return bool(_cosines(found, expected).min() >= self._limit)
 
 
-def _numbers(request: Request, answer: Embeddings | Ranking) -> FloatArray:
+def _numbers(answer: Embeddings | Ranking) -> FloatArray:
     """Vectors, or scores in the order of the caller's documents."""
-    if request.query is None:
-        assert isinstance(answer, Embeddings)
+    if isinstance(answer, Embeddings):
         return answer.vectors
-    return _scores(answer)
-
-
-def _scores(ranking: Iterable[Any]) -> FloatArray:
-    found = sorted((each.index, each.score) for each in ranking)
+    found = sorted((each.index, each.score) for each in answer)
     return np.array([score for _, score in found], np.float32)
 
 
 def _cosines(left: FloatArray, right: FloatArray) -> FloatArray:
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     products: FloatArray = np.einsum("ij,ij->i", left, right)
-    return products / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return np.asarray(products / np.maximum(lengths, np.finfo(np.float32).tiny))

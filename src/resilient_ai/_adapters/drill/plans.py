@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from resilient_ai._resilience.failures import Classifier
 from resilient_ai._resilience.fault_kinds import ERROR_CLASSES, Fault, RaiseError
 from resilient_ai._resilience.fault_plan import FaultPlan
-from resilient_ai._resilience.failures import Classifier
 from resilient_ai.values import Batch
 
 __all__ = ["NotedPlan", "blames_caller", "seconds_of"]

@@ -18,10 +18,11 @@ class FaultResult:
     """One fault: how many calls ended how, and how long what took.
 
     `requests` is the sum of the four counts after it. `first_answer_ms` is from the device's first
-    failure to the next right answer, None where it never failed. `added_p50_ms` and `added_p99_ms`
-    are the latencies of answered calls that began during the fault less those of the same traffic
-    on the last device alone, None where there were none. `back_on_device_s` is from the end of the
-    fault to the device's next answer, None where it did not come in the time given.
+    failure to the next right answer that was not made before it, None where it never failed.
+    `added_p50_ms` and `added_p99_ms` are the latencies of answered calls that began during the
+    fault less those of the same traffic on the last device alone, None where there were none.
+    `back_on_device_s` is from the end of the fault to the device's next answer, None where it did
+    not come in the time given.
     """
 
     fault: str
@@ -54,9 +55,10 @@ class DrillReport:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How a fault went: the instants at which it began and ended and the device first failed."""
+    """How a fault went: when it began and ended and `device` first failed, and how soon it was back."""
 
     fault: str
+    device: str
     on: float
     off: float
     first_failure: float | None
@@ -74,17 +76,25 @@ def tally(course: Course, calls: Sequence[Call], baseline: Sequence[Call]) -> Fa
         typed_errors=outcomes.count("typed_error"),
         wrong=outcomes.count("wrong"),
         lost=outcomes.count("lost"),
-        first_answer_ms=_first_answer(course.first_failure, calls),
+        first_answer_ms=_first_answer(course, calls),
         added_p50_ms=_added(50, answered, baseline),
         added_p99_ms=_added(99, answered, baseline),
         back_on_device_s=None if course.back_after is None else round(course.back_after, 3),
     )
 
 
-def _first_answer(failed: float | None, calls: Sequence[Call]) -> float | None:
+def _first_answer(course: Course, calls: Sequence[Call]) -> float | None:
+    failed = course.first_failure
     if failed is None:
         return None
-    after = [call.ended - failed for call in calls if call.outcome == "right" and call.ended >= failed]
+    # What the device had computed before it failed says nothing about failing over.
+    after = [
+        call.ended - failed
+        for call in calls
+        if call.outcome == "right"
+        and call.ended >= failed
+        and (call.begun >= failed or call.served_by != {course.device})
+    ]
     return round(1000 * min(after), 2) if after else None
 
 
@@ -124,7 +134,8 @@ def judgement(report: DrillReport) -> str:
     wrong = sum(result.wrong for result in report.faults)
     lost = sum(result.lost for result in report.faults)
     verdict = "passed" if report.passed else "FAILED"
-    return f"{verdict}: {calls:,} calls under {len(report.faults)} faults, {wrong} wrong, {lost} lost"
+    faults = "1 fault" if len(report.faults) == 1 else f"{len(report.faults)} faults"
+    return f"{verdict}: {calls:,} calls under {faults}, {wrong} wrong, {lost} lost"
 
 
 def _cell(value: object) -> str:

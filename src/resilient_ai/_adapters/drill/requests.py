@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from resilient_ai.service import AIService
+    from resilient_ai.values import Embeddings, Ranking
 
 __all__ = ["REQUESTS", "SENTENCES", "Request"]
 
@@ -24,20 +25,30 @@ SENTENCES = (
     "Invoices that are not paid within thirty days bear interest at the statutory rate.",
     "A bicycle stays upright because its rider steers, mostly without noticing, into each fall.",
     "To restore a backup, stop the server, replace the data folder, and start the server again.",
-    "The committee met on Tuesday, heard three reports, postponed the vote on the new bridge until the "
-    "engineers had answered the questions of the harbour office, and adjourned shortly before nine.",
-    "Glaciers are rivers of ice: snow that falls on the heights is pressed into ice by the snow above it, "
-    "and the ice flows downhill under its own weight, a few centimetres or a few metres a day, grinding "
-    "the rock beneath it to flour, until it melts in the valley or breaks off into the sea.",
-    "Before the telegraph a letter from London to Calcutta took half a year by sailing ship and six weeks "
-    "by steamer; afterwards the prices of cotton and wheat in both places moved within the same day, and "
-    "merchants who had lived on knowing them first had to find something else to know. What had been news "
-    "became a rate, and what had been a voyage became a number on a strip of paper.",
-    "The heart of a resting adult beats about seventy times a minute and moves five litres of blood; on a "
-    "steep climb it may beat three times as fast and move five times as much, because each beat then "
-    "empties more of it. Trained hearts are larger and beat more slowly. Whatever the pace, the valves "
-    "open and close in the same order, and the sounds that a doctor hears are theirs and not the muscle's: "
-    "the first when the valves towards the chambers shut, the second when those towards the arteries do.",
+    (
+        "The committee met on Tuesday, heard three reports, postponed the vote on the new bridge until "
+        "the engineers had answered the questions of the harbour office, and adjourned shortly before "
+        "nine."
+    ),
+    (
+        "Glaciers are rivers of ice: snow that falls on the heights is pressed into ice by the snow above "
+        "it, and the ice flows downhill under its own weight, a few centimetres or a few metres a day, "
+        "grinding the rock beneath it to flour, until it melts in the valley or breaks off into the sea."
+    ),
+    (
+        "Before the telegraph a letter from London to Calcutta took half a year by sailing ship and six "
+        "weeks by steamer; afterwards the prices of cotton and wheat in both places moved within the same "
+        "day, and merchants who had lived on knowing them first had to find something else to know. What "
+        "had been news became a rate, and what had been a voyage became a number on a strip of paper."
+    ),
+    (
+        "The heart of a resting adult beats about seventy times a minute and moves five litres of blood; "
+        "on a steep climb it may beat three times as fast and move five times as much, because each beat "
+        "then empties more of it. Trained hearts are larger and beat more slowly. Whatever the pace, the "
+        "valves open and close in the same order, and the sounds that a doctor hears are theirs and not "
+        "the muscle's: the first when the valves towards the chambers shut, the second when those towards "
+        "the arteries do."
+    ),
 )
 """From a few tokens to more than a hundred."""
 
@@ -57,7 +68,7 @@ class Request:
     query: str | None = None
     timeout: float | None = None
 
-    def submit(self, service: AIService) -> Future[Any]:
+    def submit(self, service: AIService) -> Future[Embeddings] | Future[Ranking]:
         """Start the call; the future gives `Embeddings` or a `Ranking`."""
         if self.query is None:
             return service.submit_embed(self.texts, timeout=self.timeout)

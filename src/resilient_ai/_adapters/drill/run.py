@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from resilient_ai._adapters.drill.devices import DrilledDevice, drill_settings, drilled_devices
 from resilient_ai._adapters.drill.judge import Judge
 from resilient_ai._adapters.drill.plans import NotedPlan, blames_caller, seconds_of
-from resilient_ai._adapters.drill.report import Course, DrillReport, FaultResult, tally
+from resilient_ai._adapters.drill.report import Course, DrillReport, tally
 from resilient_ai._adapters.drill.requests import REQUESTS
 from resilient_ai._adapters.drill.traffic import Call, Traffic
 from resilient_ai._resilience.fault_plan import FaultPlan
@@ -83,12 +84,17 @@ def run_drill(
         ConfigurationError: The service has no device that could be made to fail.
         DeviceFailed: The last device does not give the same answer twice, so nothing can be judged.
     """
-    if make_service is None:
-        from resilient_ai.service import AIService as make_service  # noqa: PLC0415 - the inference engine
     options = options or DrillOptions()
-    with make_service(drill_settings(settings, options.verify, options.keep_recovery, tell)) as service:
+    own = drill_settings(settings, verify=options.verify, keep_recovery=options.keep_recovery, tell=tell)
+    with (make_service or _open_service)(own) as service:
         service.load()
         return Drill(service, options, tell=tell).run()
+
+
+def _open_service(settings: AISettings) -> AIService:
+    from resilient_ai.service import AIService  # noqa: PLC0415 - brings the inference engine
+
+    return AIService(settings)
 
 
 class Drill:
@@ -132,7 +138,11 @@ class Drill:
             tally(course, calls[start:end], baseline)
             for course, (start, end) in zip(courses, pairwise(edges), strict=True)
         )
-        return DrillReport(results, self._describe(baseline, self._clock() - began))
+        errors = {
+            course.fault: dict(Counter(call.error for call in calls[start:end] if call.error))
+            for course, (start, end) in zip(courses, pairwise(edges), strict=True)
+        }
+        return DrillReport(results, self._describe(baseline, self._clock() - began) | {"errors": errors})
 
     def _traffic(self) -> Traffic:
         options = self._options
@@ -192,7 +202,7 @@ class Drill:
         self._wait(lambda: all(device.is_back for device in self._devices), _SETTLE_WITHIN)
         self._tell(f"{name}: off, {'not back' if back_after is None else f'back after {back_after:.2f} s'}")
         struck = plan.struck[0] if plan.struck and not blames_caller(plan) else None
-        return Course(name, on, off, struck, back_after)
+        return Course(name, self._devices[0].name, on, off, struck, back_after)
 
     def _set_plan(self, plan: FaultPlan | None) -> None:
         for device in self._devices:

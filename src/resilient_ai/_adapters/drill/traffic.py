@@ -17,6 +17,7 @@ from resilient_ai.errors import ResilientAIError
 
 if TYPE_CHECKING:
     from resilient_ai.service import AIService
+    from resilient_ai.values import Embeddings, Ranking
 
 __all__ = ["Call", "Outcome", "Traffic"]
 
@@ -114,13 +115,13 @@ class Traffic:
     def ask(self, request: Request) -> Call:
         """Make one call and wait for its end; never raises an `Exception`."""
         begun = self._clock()
-        future: Future[object] | None = None
+        future: Future[Embeddings] | Future[Ranking] | None = None
         try:
             future = request.submit(self._service)
             answer = future.result(self._patience if request.timeout is None else request.timeout + _GRACE)
             ended = self._clock()
             right = self._judge.is_right(request, answer)
-            return Call(begun, ended, "right" if right else "wrong", frozenset(answer.served_by))  # type: ignore[attr-defined]
+            return Call(begun, ended, "right" if right else "wrong", frozenset(answer.served_by))
         except ResilientAIError as exc:
             return Call(begun, self._clock(), "typed_error", error=exc.code)
         except TimeoutError:

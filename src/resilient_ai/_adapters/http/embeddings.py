@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -63,18 +64,13 @@ class EmbeddingRequest(CallFields):
 
 async def render(answer: Embeddings, encoding_format: EncodingFormat | None) -> bytes:
     """Write the answer as JSON, on another thread when the event loop would have to wait for it."""
-    write = _as_base64 if encoding_format == "base64" else FloatArray.tolist
+    write = _as_base64 if encoding_format == "base64" else _as_numbers
     if answer.vectors.size <= _QUICK:
         return _render(answer, write)
     return await asyncio.to_thread(_render, answer, write)
 
 
-def _render(answer: Embeddings, write: Any) -> bytes:
-    # Row by row: the encoder keeps the interpreter's lock while it runs, and the event loop needs it.
-    rows = [
-        to_json({"object": "embedding", "index": index, "embedding": write(vector)})
-        for index, vector in enumerate(answer.vectors)
-    ]
+def _render(answer: Embeddings, write: Callable[[FloatArray], object]) -> bytes:
     tokens = int(answer.token_counts.sum())
     frame = {
         "object": "list",
@@ -86,7 +82,17 @@ def _render(answer: Embeddings, write: Any) -> bytes:
         "degraded": bool(answer.degraded),
         "elapsed_ms": answer.elapsed_ms,
     }
-    return b'%b,"data":[%b]}' % (to_json(frame)[:-1], b",".join(rows))
+    parts = [to_json(frame)[:-1], b',"data":[']
+    # Row by row: the encoder keeps the interpreter's lock while it runs, and the event loop needs it.
+    for index, vector in enumerate(answer.vectors):
+        item = to_json({"object": "embedding", "index": index, "embedding": write(vector)})
+        parts += (b"," if index else b"", item)
+    return b"".join((*parts, b"]}"))
+
+
+def _as_numbers(vector: FloatArray) -> list[float]:
+    numbers: list[float] = vector.tolist()
+    return numbers
 
 
 def _as_base64(vector: FloatArray) -> str:

@@ -46,6 +46,8 @@ STATUS: dict[type[ResilientAIError], HTTPStatus] = {
 }
 """Errors that clients can do something about. All others are the operator's: their words go to the log."""
 
+_REFUSALS = {404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
+
 _WITHHELD = "The server has a problem that its operator has to solve; its log says more."
 
 ErrorType = Literal["invalid_request_error", "rate_limit_error", "timeout_error", "server_error"]
@@ -113,11 +115,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(_: Request, error: Exception) -> Response:
     """What the server itself refuses: unknown paths and methods, bodies too large or too slow."""
     assert isinstance(error, HTTPException)
-    phrase = HTTPStatus(error.status_code).phrase
     return Problem(
         status=error.status_code,
         message=error.detail,
-        code=phrase.lower().replace(" ", "_"),
+        code=_REFUSALS.get(error.status_code, "refused"),
         retryable=error.status_code == HTTPStatus.REQUEST_TIMEOUT,
         whose="caller",
     ).response(error.headers)

@@ -25,6 +25,9 @@ GRACE_S = 5
 _REST_S = 3
 """Seconds for what is answered with 503 after that."""
 
+_LAST_PORT = 65_535
+_BACKLOG = 2048
+
 
 class _Server(uvicorn.Server):
     """Ends when it is asked to, every request answered."""
@@ -92,19 +95,25 @@ async def _serve(
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens on the first address of `host` that can be had, IPv4 before IPv6."""
-    reason: Exception | None = None
+    if not 0 <= port <= _LAST_PORT:
+        raise _unusable(host, port, f"a port is a number from 0 to {_LAST_PORT}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in sorted(found, key=lambda each: each[0] != socket.AF_INET):
-            try:
-                return socket.create_server(address[:2], family=family, backlog=2048)
-            except OSError as exc:
-                reason = exc
-    except (OSError, OverflowError, UnicodeError) as exc:
-        reason = exc
-    raise ConfigurationError(
+    except (OSError, UnicodeError) as exc:
+        raise _unusable(host, port, exc) from exc
+    reason: OSError | None = None
+    for family, _, _, _, address in sorted(found, key=lambda each: each[0] != socket.AF_INET):
+        try:
+            return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        except OSError as exc:
+            reason = reason or exc
+    raise _unusable(host, port, reason) from reason
+
+
+def _unusable(host: str, port: int, reason: object) -> ConfigurationError:
+    return ConfigurationError(
         f"{host}:{port} cannot be listened on: {reason}; choose another --host or --port"
-    ) from reason
+    )
 
 
 def _url(listener: socket.socket) -> str:
