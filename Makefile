@@ -30,6 +30,16 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
+bench: $(BENCH_READY)
+	$(BENCH) benchmarks/parity_minilm.py
+	$(BENCH) benchmarks/xquad.py
+	$(BENCH) benchmarks/stream_memory.py --texts 100000
+	$(BENCH) benchmarks/buffers.py
+	$(BENCH) benchmarks/service_overhead.py
+	$(BENCH) benchmarks/breaker.py
+	$(BENCH) benchmarks/failover.py
+	$(BENCH) benchmarks/overload.py
+
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -89,7 +89,8 @@ def main() -> int:
     options = parser.parse_args()
     report = Report("failover", as_json=options.json)
     with open_service(use_gpu="simulated", verify="sampled") as service:
-        batch = prepare(service, docstrings(32, seed=options.seed))
+        sentences = [text.split(". ")[0][:100] for text in docstrings(32, seed=options.seed)]
+        batch = prepare(service, sentences)
         single = prepare(service, list(short_texts(1, seed=options.seed)))
         compare_batches(report, service, batch, rounds=options.rounds)
         compare_singles(report, service, single, rounds=options.singles)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from itertools import islice
 from types import TracebackType
 from typing import Self, Unpack
@@ -14,6 +14,7 @@ from resilient_ai._models.registry import ModelRegistry
 from resilient_ai._serving import arguments as check
 from resilient_ai._serving.health import Health
 from resilient_ai._serving.hosting import HostedModel
+from resilient_ai._telemetry.events import Observer
 from resilient_ai.service import STREAM_CHUNK, AIService, EmbedOptions, RerankOptions
 from resilient_ai.settings import AISettings
 from resilient_ai.values import Embeddings, FloatArray, Ranking
@@ -84,6 +85,9 @@ class AsyncAIService:
 
     def health(self) -> Health:
         return self._service.health()
+
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        return self._service.subscribe(observer)
 
     async def close(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - what runs may finish for so long
         await asyncio.to_thread(self._service.close, timeout=timeout)

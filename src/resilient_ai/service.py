@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -23,6 +24,7 @@ from resilient_ai._serving import arguments as check
 from resilient_ai._serving.assembly import Assembler, Devices
 from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.calls import EmbedCall, RerankCall
+from resilient_ai._serving.dispatcher import on_runner_thread
 from resilient_ai._serving.engine import Engine
 from resilient_ai._serving.health import Health, Notices, examine
 from resilient_ai._serving.hosting import BatchLimits, HostedModel
@@ -31,6 +33,7 @@ from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._telemetry.events import EventBus, Observer
 from resilient_ai._telemetry.log import log, set_level
 from resilient_ai._telemetry.observers import LogObserver
+from resilient_ai.errors import InvalidInput, Overloaded
 from resilient_ai.settings import AISettings
 from resilient_ai.values import Embeddings, FloatArray, Priority, Ranking
 
@@ -119,8 +122,9 @@ class AIService:
     def load(self, *, timeout: float | None = None) -> None:
         """Load the embedding model, and the reranking model unless it needs none, before the first call."""
         limit = check.check_timeout(timeout, self._settings.default_timeout)
+        give_up = None if limit is None else time.monotonic() + limit
         for name in dict.fromkeys((self._settings.model_name, self._reranker())):
-            self._engine.load(name, limit)
+            self._engine.load(name, None if give_up is None else max(0.0, give_up - time.monotonic()))
 
     def embed(self, texts: Iterable[str], **options: Unpack[EmbedOptions]) -> Embeddings:
         """Turn texts into vectors, float32 (n, dimensions), in the order of the texts.
@@ -156,7 +160,7 @@ class AIService:
             call,
             timeout=check.check_timeout(timeout, self._settings.default_timeout),
             priority=check.check_priority(priority),
-            progress=progress,
+            progress=check.check_progress(progress),
         )
 
     def embed_query(self, text: str, **options: Unpack[EmbedOptions]) -> FloatArray:
@@ -187,7 +191,9 @@ class AIService:
         under_way: deque[Future[Embeddings]] = deque()
         try:
             while chunk := list(islice(texts, chunk_size)):
-                under_way.append(self.submit_embed(chunk, **options))
+                while (future := self._submit_patiently(chunk, options, under_way)) is None:
+                    yield _wait(under_way.popleft())
+                under_way.append(future)
                 while under_way and (len(under_way) > STREAM_AHEAD or under_way[0].done()):
                     yield _wait(under_way.popleft())
             while under_way:
@@ -195,6 +201,17 @@ class AIService:
         finally:
             for future in under_way:
                 future.cancel()
+
+    def _submit_patiently(
+        self, chunk: list[str], options: EmbedOptions, under_way: deque[Future[Embeddings]]
+    ) -> Future[Embeddings] | None:
+        """Submit a chunk, or None while there is no room and something of one's own to wait for."""
+        try:
+            return self.submit_embed(chunk, **options)
+        except Overloaded:
+            if not under_way:
+                raise
+            return None
 
     def rerank(self, query: str, documents: Iterable[str], **options: Unpack[RerankOptions]) -> Ranking:
         """Rank documents by how well they answer the query, the best first.
@@ -230,7 +247,7 @@ class AIService:
             call,
             timeout=check.check_timeout(timeout, self._settings.default_timeout),
             priority=check.check_priority(priority),
-            progress=progress,
+            progress=check.check_progress(progress),
         )
 
     def health(self) -> Health:
@@ -350,6 +367,12 @@ def _policy(settings: AISettings) -> FallbackPolicy:
 
 def _wait(future: Future[Answer]) -> Answer:
     """Wait for a call; a caller that is interrupted meanwhile (Ctrl-C) withdraws it."""
+    if on_runner_thread() and not future.done():
+        future.cancel()
+        raise InvalidInput(
+            "a callback of the service would wait here for the thread it runs on; "
+            "use submit_embed or submit_rerank, or hand the work to another thread"
+        )
     try:
         return future.result()
     except BaseException:

@@ -45,6 +45,7 @@ PROMISED = {
     "Transition",
     "__version__",
     "similarity",
+    "testing",
 }
 CALLS = {
     "load",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Admission", "Load", "weigh"]
+__all__ = ["Admission", "Load", "Ticket", "weigh"]
 
 _SMOOTHING = 0.2
 """Weight of the newest wave in the running estimate of seconds per unit of weight."""
@@ -37,6 +37,25 @@ class Load:
     urgency: int
     model: str
     task: str
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """What one call brings along: so many rows of a weight each, of which `rows_run` are done.
+
+    It knows nothing of its call, so that it may outlive it.
+    """
+
+    load: Load
+    rows: int
+    row_weight: float
+    rows_run: int = 0
+
+    def run(self, rows: int) -> float:
+        """Note that rows were run, or will not be; return the weight that went with them."""
+        rows = min(rows, self.rows - self.rows_run)
+        self.rows_run += rows
+        return rows * self.row_weight
 
 
 def weigh(items: Sequence[Any]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast, get_args
 
 from resilient_ai._models.cards import InputType
+from resilient_ai._serving.jobs import Progress
 from resilient_ai.errors import InvalidInput
 from resilient_ai.values import Priority
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_input_type",
     "check_instruction",
     "check_priority",
+    "check_progress",
     "check_stream",
     "check_text",
     "check_texts",
@@ -59,10 +61,13 @@ def check_stream(texts: Any) -> Iterator[str]:
     return iter(texts)
 
 
-def check_count(count: Any, *, what: str) -> int:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidInput(f"{what} must be a whole number of at least 1, not {count!r}")
-    return count
+def check_count(count: Any, *, what: str, most: int | None = None) -> int:
+    """A whole number from 1 to `most`; numpy's integers are whole numbers too."""
+    known = count.__index__() if hasattr(count, "__index__") and not isinstance(count, bool) else 0
+    if known < 1 or (most is not None and known > most):
+        bounds = "of at least 1" if most is None else f"from 1 to {most}"
+        raise InvalidInput(f"{what} must be a whole number {bounds}, not {count!r}")
+    return int(known)
 
 
 def check_timeout(timeout: Any, default: float | None) -> float | None:
@@ -101,8 +106,10 @@ def check_top_k(top_k: Any) -> int | None:
 
 def check_dimensions(dimensions: Any, most: int) -> int:
     """How many leading dimensions to keep; all of them by default."""
-    if dimensions is None:
-        return most
-    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= most:
-        raise InvalidInput(f"dimensions must be a whole number from 1 to {most}, not {dimensions!r}")
-    return dimensions
+    return most if dimensions is None else check_count(dimensions, what="dimensions", most=most)
+
+
+def check_progress(progress: Any) -> Progress | None:
+    if progress is not None and not callable(progress):
+        raise InvalidInput(f"progress must be a function of (done, total) or None, not {progress!r}")
+    return cast("Progress | None", progress)

@@ -20,14 +20,16 @@ import numpy as np
 
 from resilient_ai._inference.batching import collate, plan
 from resilient_ai._inference.buffers import BufferPool
-from resilient_ai._serving.admission import Admission, Load, weigh
+from resilient_ai._serving.admission import Admission, Load, Ticket, weigh
 from resilient_ai._serving.jobs import Job, Lane, Slice, fail_all
 from resilient_ai._serving.queue import JobQueue, urgency
 from resilient_ai._serving.threads import start_thread
 from resilient_ai.errors import Overloaded, ResilientAIError, ServiceClosed
 from resilient_ai.values import Batch, IntArray, Tokens, Vectors
 
-__all__ = ["Dispatcher", "QueueSnapshot"]
+__all__ = ["Dispatcher", "QueueSnapshot", "on_runner_thread"]
+
+_RUNNER = "resilient-ai-runner-"
 
 _WAVE_ROWS = 256
 """Enough rows for sorting by length to pay, few enough that the next caller's turn comes soon."""
@@ -96,7 +98,7 @@ class Dispatcher:
         """
         load = _load(job)
         weight = weigh(job.items)
-        job.row_weight = weight / len(job.items)
+        ticket = job.ticket = Ticket(load, len(job.items), weight / len(job.items))
         with self._changed:
             if self._closed:
                 raise ServiceClosed("the service is closed; create a new one")
@@ -106,7 +108,8 @@ class Dispatcher:
             self._admission.arrived(load, weight)
             self._queue.put(job)
             self._changed.notify()
-        job.future.add_done_callback(lambda _: self._forget(job, load))
+        # The ticket, not the job: a cycle of job and future would keep texts and vectors in memory.
+        job.future.add_done_callback(lambda _: self._forget(ticket))
         if shed is not None:
             shed.fail(Overloaded("this bulk call gave way to interactive ones", _RETRY_SOON))
 
@@ -128,12 +131,10 @@ class Dispatcher:
             raise Overloaded(f"{len(self._queue)} calls wait already", max(_RETRY_SOON, wait or 0.0))
         return shed
 
-    def _forget(self, job: Job[Any], load: Load) -> None:
+    def _forget(self, ticket: Ticket) -> None:
         """A job is over: what was not computed of it will not be waited for."""
         with self._changed:
-            rows = len(job.items) - job.rows_run
-            self._admission.left(load, job.row_weight * rows)
-            job.rows_run = len(job.items)
+            self._admission.left(ticket.load, ticket.run(ticket.rows))
 
     @property
     def is_live(self) -> bool:
@@ -166,7 +167,7 @@ class Dispatcher:
 
     def _start_threads(self) -> None:
         for number in range(self._runners):
-            self._threads.append(start_thread(self._loop, f"resilient-ai-runner-{number}"))
+            self._threads.append(start_thread(self._loop, f"{_RUNNER}{number}"))
 
     def _loop(self) -> None:
         while True:
@@ -260,13 +261,16 @@ class Dispatcher:
         with self._changed:
             weight = 0.0
             for owner, count in zip(owners, counts.tolist(), strict=True):
-                job = wave.jobs[owner]
-                run = min(count, len(job.items) - job.rows_run)
-                job.rows_run += run
-                weight += job.row_weight * run
+                ticket = wave.jobs[owner].ticket
+                weight += ticket.run(count) if ticket is not None else 0.0
             load = _load(wave.jobs[0])
             self._admission.left(load, weight)
             self._admission.learn(load, device, weight, seconds, self._clock())
+
+
+def on_runner_thread() -> bool:
+    """Whether the present thread runs batches, so that waiting for one here might be for ever."""
+    return threading.current_thread().name.startswith(_RUNNER)
 
 
 def _load(job: Job[Any]) -> Load:

@@ -20,11 +20,11 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import numpy as np
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_any, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
 from resilient_ai._resilience.breaker import Permit, Transition
 from resilient_ai._resilience.failures import Classifier, Failure, FailureClass
@@ -229,19 +229,17 @@ class FallbackManager:
             failure = exc
         self._sleep(random.uniform(0, _FIRST_RETRY_WAIT))  # noqa: S311 - spreads retries, keeps no secret
         # tenacity costs more than a short batch's whole protection, so only retries see it.
+        most = self.policy.max_retries
         again = Retrying(
-            stop=stop_any(
-                stop_after_attempt(self.policy.max_retries), lambda _: not self._may_retry(give_up)
-            ),
+            stop=lambda state: state.attempt_number >= most or not self._may_retry(give_up),
             wait=_RETRY_WAIT,
             retry=retry_if_exception(self._may_pass),
             sleep=self._sleep,
             reraise=True,
         )
-        try:
+        with suppress(LaneBusy):
             return again(self._repeat, device, batch, give_up)
-        except LaneBusy:
-            raise failure from None
+        raise failure
 
     def _repeat(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
         self._ledger.count("retries")

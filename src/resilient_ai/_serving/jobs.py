@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from resilient_ai._inference.batching import scatter
+from resilient_ai._serving.admission import Ticket
 from resilient_ai._telemetry.log import log
 from resilient_ai.errors import DeadlineExceeded, ResilientAIError
 from resilient_ai.values import Backend, BoolArray, FloatArray, IntArray, Priority, Task, Tokens, Vectors
@@ -87,13 +89,11 @@ class Job(Generic[Answer]):
         progress: Progress | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.ticket: Ticket | None = None  # the dispatcher's, guarded by its lock
         self.future: CallFuture[Answer] = CallFuture()
         self.deadline = deadline
         self.priority: Priority = priority
         self.taken = 0
-        # The dispatcher's own notes, guarded by its lock: how many rows it has run, what one weighs.
-        self.rows_run = 0
-        self.row_weight = 0.0
         self.items: Sequence[Any] = ()
         self._started = clock()
         self._clock = clock
@@ -142,7 +142,7 @@ class Job(Generic[Answer]):
         with self._lock:
             if self._values is None:
                 self._values = np.empty((len(self.items), values.shape[1]), np.float32)
-            self._values[rows] = values
+            scatter(values, rows, self._values)
             if answer.device not in self._devices:
                 self._devices.append(answer.device)
             self._device_codes[rows] = self._devices.index(answer.device)

@@ -23,6 +23,9 @@ __all__ = ["DeviceHung", "Lane", "LaneBusy", "Timed"]
 
 Clock = Callable[[], float]
 
+_SLACK = 0.1
+"""A verdict that is so near is worth waiting for: it says more than leaving without one."""
+
 
 class DeviceHung(DeviceFailed):
     """Raised when a device did not answer in many times the time it needs."""
@@ -162,9 +165,10 @@ class Lane:
                 hung = DeviceHung(f"no answer after {now - begun:.2f} s (limit {hang_after:.2f} s)")
                 if ticket.end(error=hung):
                     self._write_off(worker)
-            elif now >= give_up:
+            elif now >= give_up and begun + hang_after - now > min(_SLACK, hang_after / 10):
                 ticket.end(error=LaneBusy("no answer in the time that the callers have left"))
-            wait = min(give_up, begun + hang_after) - now
+            hung_at = begun + hang_after
+            wait = (min(give_up, hung_at) if now < give_up else hung_at) - now
         return ticket.result()
 
     def renew(self) -> None:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from resilient_ai._resilience.breaker import Rejection, State
-from resilient_ai._resilience.failures import Failure
+from resilient_ai._resilience.failures import Failure, FailureClass
 from resilient_ai._serving.canary import agreement
 from resilient_ai._serving.fallback import FallbackManager
+from resilient_ai._serving.lane import LaneBusy
 from resilient_ai._serving.tier import GuardedDevice
 from resilient_ai._serving.validation import CorruptAnswer, check_answer
 from resilient_ai._serving.verifier import Verifier
@@ -87,29 +88,42 @@ class Prober:
             if failure is None:
                 device.return_to_service(permit)
             else:
-                # In this order, so that the breaker does not think of a waiting time of its own.
-                device.trip(failure, permit.generation)
                 permit.failure()
+                device.trip(failure, permit.generation)
         return _SOON
 
     def _examine(self, device: GuardedDevice) -> Failure | None:
         """Run the canaries; None when every answer is right."""
         started = self._clock()
-        failure: Failure | None = None
-        try:
-            self._compare(device)
-        except Exception as exc:  # noqa: BLE001 - whatever a device raises is its verdict
-            failure = self._manager.classify(exc)
+        failure = self._failure_of_reference() or self._failure_of(device)
         elapsed = (self._clock() - started) * 1000
         reason = "" if failure is None else f"{failure.failure_class.value}: {failure.text}"
         self._manager.events.emit(Probed(device.name, failure is None, reason, elapsed))
         return failure
 
+    def _failure_of_reference(self) -> Failure | None:
+        """Why there is nothing to compare with, if so: the device is not to blame, but stays unproved."""
+        try:
+            self._right_answers()
+        except Exception as exc:  # noqa: BLE001 - told, and tried again with the next probe
+            name = self._manager.reference.device
+            return Failure(FailureClass.UNKNOWN, f"{name}, the reference, failed with the canaries: {exc}")
+        return None
+
+    def _failure_of(self, device: GuardedDevice) -> Failure | None:
+        try:
+            self._compare(device)
+        except LaneBusy as exc:
+            return Failure(FailureClass.HANG, str(exc))
+        except Exception as exc:  # noqa: BLE001 - whatever a device raises is its verdict
+            return self._manager.classify(exc)
+        return None
+
     def _compare(self, device: GuardedDevice) -> None:
         measured = 1.0
-        patience = self._manager.policy.gpu_timeout
+        limit = self._manager.policy.gpu_timeout
         for canary, expected in zip(self._canaries, self._right_answers(), strict=True):
-            answer, _ = device.lane.run(canary, patience=patience, hang_after=patience)
+            answer, _ = device.lane.run(canary, patience=_PATIENCE * limit, hang_after=limit)
             check_answer(canary, answer, device.name)
             measured = min(measured, agreement(canary.task, answer.values, expected))
         device.agreement = measured
@@ -183,6 +197,9 @@ class Prober:
             log.error("a probe ended in an unusual way; it is tried again", error=repr(exc))
             return _LATER
 
+
+_PATIENCE = 1.5
+"""How often the limit of a first run may pass until the lane has come to the canary and is done."""
 
 _LATER = 1.0
 _SOON = 0.05

@@ -31,9 +31,10 @@ class DeviceStats:
 class FallbackStats:
     """Everything counted since the start, in batches; JSON-able with `to_dict`.
 
-    `gpu_calls` and `cpu_calls` are answers of the first device and of the ones below it.
-    `fallback_rate` is the share of answers that came from below. `failures` is by class of
-    failure; `seconds_in_state` by state of the first device's breaker.
+    `cpu_calls` are answers of the last device, `gpu_calls` those of the ones before it.
+    `fallbacks` are the answers that came from a lower device than the one that should be up, and
+    `fallback_rate` is their share. `failures` is by class of failure; `seconds_in_state` by state
+    of the first device's breaker.
     """
 
     gpu_calls: int
@@ -101,15 +102,16 @@ class Ledger:
 
     def snapshot(self) -> FallbackStats:
         with self._lock:
-            first = self._calls[self._devices[0]]
-            below = sum(self._calls.values()) - first
+            total = sum(self._calls.values())
+            last = self._calls[self._devices[-1]]
+            fallbacks = sum(self._reasons.values())
             in_state = Counter(self._in_state)
             in_state[self._state] += self._clock() - self._state_since  # type: ignore[assignment]
             return FallbackStats(
-                gpu_calls=first,
-                cpu_calls=below,
-                fallbacks=below,
-                fallback_rate=below / (first + below) if first + below else 0.0,
+                gpu_calls=total - last,
+                cpu_calls=last,
+                fallbacks=fallbacks,
+                fallback_rate=fallbacks / total if total else 0.0,
                 retries=self._counts["retries"],
                 splits=self._counts["splits"],
                 hedges=self._counts["hedges"],

@@ -159,8 +159,10 @@ class GuardedDevice:
         permit.success()
 
     def close(self) -> None:
-        self.backend.close()
-        self.lane.close()
+        try:
+            self.backend.close()
+        finally:
+            self.lane.close()
 
     def _stall(self) -> str | None:
         """Whether the batch under way takes suspiciously long, or so long that it hangs.

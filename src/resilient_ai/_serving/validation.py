@@ -36,7 +36,7 @@ def check_answer(batch: Batch, answer: Vectors, device: str, dimension: int | No
     squares = np.einsum("ij,ij->i", values, values)
     if not np.isfinite(squares).all():
         raise CorruptAnswer("corrupt output: NaN or infinity")
-    if batch.task == "embed" and np.abs(squares - 1.0).max() > _NORM_TOLERANCE:
+    if batch.task == "embed" and np.abs(squares - 1.0).max(initial=0.0) > _NORM_TOLERANCE:
         raise CorruptAnswer(f"corrupt output: vector of norm {float(np.sqrt(squares.min())):.4f}, not 1")
     if batch.task == "pool" and not squares.all():
         raise CorruptAnswer("corrupt output: a vector of zeros")

@@ -101,7 +101,7 @@ class Verifier:
             )
 
     def _width(self, batch: Batch) -> int:
-        return max(batch.input_ids.shape[1], len(self._ids))
+        return max(int(batch.input_ids.shape[1]), len(self._ids))
 
 
 def _with_row(matrix: IntArray, row: IntArray) -> IntArray:

@@ -147,4 +147,5 @@ class EventBus:
             try:
                 observer(event)
             except Exception:  # noqa: BLE001 - an observer's error is not the service's
-                self.errors += 1
+                with self._lock:
+                    self.errors += 1

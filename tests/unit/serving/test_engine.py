@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
 
 from resilient_ai._serving.calls import EmbedCall, RerankCall
+from resilient_ai._serving.jobs import Job
 from resilient_ai.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -333,6 +336,31 @@ class TestAnswers:
         assert batch.task == "maxsim"
         query = "Instruct: find it Query: q"
         assert batch.shared_ids.tolist() == ENCODER.encode([query]).ids.tolist()
+
+
+class TestMemory:
+    def test_a_call_that_is_over_is_let_go(self, build, monkeypatch):
+        """Texts and vectors of a call go when it is over and its answer is; nothing waits for the collector."""
+        made = []
+        plain = Job.__init__
+
+        def init(self, **options):
+            plain(self, **options)
+            made.append(weakref.ref(self))
+
+        monkeypatch.setattr(Job, "__init__", init)
+        on = build(cache_size=0)
+        on.load(EMBEDDER.name)
+        gc.collect()
+        gc.disable()
+        try:
+            for n in range(50):
+                embed(on, [f"{n}"]).result(WAIT)
+            embed(on, ["last"]).result(WAIT)
+            on.dispatcher.close()  # so that the runner holds nothing any more
+            assert [one for one in made if one() is not None] == []
+        finally:
+            gc.enable()
 
 
 class TestClosing:

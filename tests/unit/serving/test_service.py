@@ -343,3 +343,38 @@ class TestEnding:
         with fake_service(tmp_path):
             assert threading.active_count() == before
         assert AIService.__doc__
+
+
+class TestCallbacks:
+    def test_waiting_inside_a_callback_is_refused(self, ai):
+        """A call that waits on the thread that would have to run it gets an error, not a hang."""
+        met = []
+
+        def call_again(*_):
+            with pytest.raises(InvalidInput, match="submit_embed"):
+                ai.embed(["b"])
+            met.append(threading.current_thread().name)
+
+        ai.embed(["a"], progress=call_again, timeout=WAIT)
+        assert met
+        assert len(ai.embed(["c"], timeout=WAIT)) == 1
+
+    def test_progress_that_cannot_be_called(self, ai):
+        """What is no function is refused before anything runs."""
+        with pytest.raises(InvalidInput, match="progress"):
+            ai.embed(["a"], progress=3)
+
+    def test_numpy_numbers_are_numbers(self, ai):
+        """Sizes may come from numpy."""
+        assert ai.embed(["a"], dimensions=np.int64(2)).dimensions == 2
+        assert len(ai.rerank("q", ["a", "b"], top_k=np.int32(1))) == 1
+
+
+class TestFullQueue:
+    def test_a_stream_waits_for_its_own_rows_first(self, tmp_path):
+        """Where the queue has one place only, a stream takes its turns instead of giving up."""
+        options = {"queue_size": 1}
+        with fake_service(tmp_path, FakeBackend("cpu", DIMENSION), engine_options=options) as ai:
+            ai.load()
+            parts = list(ai.embed_stream((f"w{n}" for n in range(64)), chunk_size=2))
+        assert [len(part) for part in parts] == [2] * 32

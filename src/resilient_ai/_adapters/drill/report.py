@@ -10,7 +10,7 @@ import numpy as np
 
 from resilient_ai._adapters.drill.traffic import Call
 
-__all__ = ["Course", "DrillReport", "FaultResult", "render", "tally"]
+__all__ = ["Course", "DrillReport", "FaultResult", "latency_ms", "render", "tally"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,10 @@ class DrillReport:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How a fault went: when it began and ended and `device` first failed, and how soon it was back."""
+    """How a fault went: when it began and ended and `device` first failed, and how soon it was back.
+
+    `alone` are calls of the same traffic that the last device answered alone, just before.
+    """
 
     fault: str
     device: str
@@ -63,10 +66,11 @@ class Course:
     off: float
     first_failure: float | None
     back_after: float | None
+    alone: tuple[Call, ...] = ()
 
 
-def tally(course: Course, calls: Sequence[Call], baseline: Sequence[Call]) -> FaultResult:
-    """Count what callers got during a fault and until the next; `baseline` is what the CPU alone gave."""
+def tally(course: Course, calls: Sequence[Call]) -> FaultResult:
+    """Count what callers got during a fault and until the next one."""
     outcomes = [call.outcome for call in calls]
     answered = [call for call in calls if call.outcome == "right" and course.on <= call.begun < course.off]
     return FaultResult(
@@ -77,8 +81,8 @@ def tally(course: Course, calls: Sequence[Call], baseline: Sequence[Call]) -> Fa
         wrong=outcomes.count("wrong"),
         lost=outcomes.count("lost"),
         first_answer_ms=_first_answer(course, calls),
-        added_p50_ms=_added(50, answered, baseline),
-        added_p99_ms=_added(99, answered, baseline),
+        added_p50_ms=_added(50, answered, course.alone),
+        added_p99_ms=_added(99, answered, course.alone),
         back_on_device_s=None if course.back_after is None else round(course.back_after, 3),
     )
 
@@ -98,11 +102,14 @@ def _first_answer(course: Course, calls: Sequence[Call]) -> float | None:
     return round(1000 * min(after), 2) if after else None
 
 
-def _added(percent: float, answered: Sequence[Call], baseline: Sequence[Call]) -> float | None:
-    if not answered or not baseline:
-        return None
-    ours, alone = (np.percentile([call.seconds for call in calls], percent) for calls in (answered, baseline))
-    return round(1000 * float(ours - alone), 2)
+def _added(percent: float, answered: Sequence[Call], alone: Sequence[Call]) -> float | None:
+    ours, theirs = latency_ms(answered, percent), latency_ms(alone, percent)
+    return None if ours is None or theirs is None else round(ours - theirs, 2)
+
+
+def latency_ms(calls: Sequence[Call], percent: float) -> float | None:
+    """A percentile of the calls' latencies; None without calls."""
+    return round(1000 * float(np.percentile([call.seconds for call in calls], percent)), 2) if calls else None
 
 
 _HEADS = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from resilient_ai._adapters.drill.devices import DrilledDevice, drill_settings, drilled_devices
 from resilient_ai._adapters.drill.judge import Judge
 from resilient_ai._adapters.drill.plans import NotedPlan, blames_caller, seconds_of
-from resilient_ai._adapters.drill.report import Course, DrillReport, tally
+from resilient_ai._adapters.drill.report import Course, DrillReport, latency_ms, tally
 from resilient_ai._adapters.drill.requests import REQUESTS
 from resilient_ai._adapters.drill.traffic import Call, Traffic
 from resilient_ai._resilience.fault_plan import FaultPlan
@@ -31,6 +31,8 @@ QUICK = ("poisoned", "hang", "nan")
 _WARM_CALLS = 60
 """Answers of the device before the first fault: what is usual must be known to tell what is not."""
 _LOOK_EVERY = 0.02
+_ALONE = 1.0
+"""Seconds of traffic on the CPU alone before each fault: what else the machine does changes by then."""
 _SETTLE_WITHIN = 15.0
 
 
@@ -123,26 +125,25 @@ class Drill:
     def run(self) -> DrillReport:
         """Drill every fault and count."""
         began = self._clock()
-        baseline = self._ask_reference()
+        self._learn()
         courses: list[Course] = []
         marks: list[int] = []
         with self._traffic() as traffic:
             self._warm_up(traffic)
             for name in self._options.faults:
+                alone = self._ask_reference(traffic)
                 marks.append(len(traffic.calls()))
-                courses.append(self._run_fault(name, traffic))
+                courses.append(self._run_fault(name, traffic, alone))
         calls = traffic.calls()
         # What was asked before the first fault counts with it, and what is asked after each as well.
-        edges = [0, *marks[1:], len(calls)]
-        results = tuple(
-            tally(course, calls[start:end], baseline)
-            for course, (start, end) in zip(courses, pairwise(edges), strict=True)
-        )
+        shares = [calls[start:end] for start, end in pairwise([0, *marks[1:], len(calls)])]
+        results = tuple(map(tally, courses, shares))
         errors = {
-            course.fault: dict(Counter(call.error for call in calls[start:end] if call.error))
-            for course, (start, end) in zip(courses, pairwise(edges), strict=True)
+            course.fault: dict(Counter(call.error for call in share if call.error))
+            for course, share in zip(courses, shares, strict=True)
         }
-        return DrillReport(results, self._describe(baseline, self._clock() - began) | {"errors": errors})
+        service = describe(self._service, self._options, self._devices[0], courses, self._clock() - began)
+        return DrillReport(results, {**service, "errors": errors})
 
     def _traffic(self) -> Traffic:
         options = self._options
@@ -150,32 +151,38 @@ class Drill:
             self._service, self._judge, threads=options.threads, patience=self._patience, seed=options.seed
         )
 
-    def _ask_reference(self) -> list[Call]:
-        """Learn the right answers from the last device alone, and how long it takes under this traffic."""
-        self._tell("asking the CPU alone: right answers, and its latency")
+    def _learn(self) -> None:
+        """Learn the right answers from the last device alone; it must give each of them twice."""
+        self._tell("learning the right answers from the CPU alone")
         with self._out_of_service():
             for request in REQUESTS:
-                self._judge.learn(request, request.submit(self._service).result(self._patience))
-            with self._traffic() as traffic:
-                self._sleep(self._options.seconds)
-        calls = traffic.calls()
-        bad = [call for call in calls if call.outcome != "right"]
-        if bad:
-            raise DeviceFailed(
-                f"the CPU alone did not give the same right answer twice: {len(bad)} of {len(calls)} calls "
-                f"ended {bad[0].outcome} {bad[0].error}; nothing can be judged by it, look at health()"
-            )
-        return calls
+                answer = request.submit(self._service).result(self._patience)
+                self._judge.learn(request, answer)
+                again = request.submit(self._service).result(self._patience)
+                if not self._judge.is_right(request, again):
+                    raise DeviceFailed(
+                        "the CPU alone did not give the same answer twice, so nothing can be judged by it; "
+                        "its memory or its ONNX Runtime may be faulty: compare with another machine"
+                    )
+
+    def _ask_reference(self, traffic: Traffic) -> list[Call]:
+        """How the last device alone serves this traffic: the calls it answered in a while."""
+        with self._out_of_service():
+            began, seen = self._clock(), len(traffic.calls())
+            self._sleep(min(_ALONE, self._options.seconds))
+            return [call for call in traffic.calls(seen) if call.begun >= began and call.outcome == "right"]
 
     @contextmanager
     def _out_of_service(self) -> Iterator[None]:
-        for device in self._devices:
-            device.guarded.breaker.force_open()
+        # One that is out already stays so: it must not come back without having proved itself.
+        serving = [device.guarded.breaker for device in self._devices if device.guarded.is_in_service]
+        for breaker in serving:
+            breaker.force_open()
         try:
             yield
         finally:
-            for device in self._devices:
-                device.guarded.breaker.reset()
+            for breaker in serving:
+                breaker.reset()
 
     def _warm_up(self, traffic: Traffic) -> None:
         self._tell("warming up the device")
@@ -186,7 +193,7 @@ class Drill:
         if not warm:
             raise DeviceFailed(f"{name} does not serve before any fault: {self._devices[0].trouble}")
 
-    def _run_fault(self, name: str, traffic: Traffic) -> Course:
+    def _run_fault(self, name: str, traffic: Traffic, alone: list[Call]) -> Course:
         """Let a fault happen for its time; wait until the device serves again, wholly if it does so soon."""
         plan = NotedPlan.of(FaultPlan.preset(name))
         seen = len(traffic.calls())
@@ -202,7 +209,7 @@ class Drill:
         self._wait(lambda: all(device.is_back for device in self._devices), _SETTLE_WITHIN)
         self._tell(f"{name}: off, {'not back' if back_after is None else f'back after {back_after:.2f} s'}")
         struck = plan.struck[0] if plan.struck and not blames_caller(plan) else None
-        return Course(name, self._devices[0].name, on, off, struck, back_after)
+        return Course(name, self._devices[0].name, on, off, struck, back_after, tuple(alone))
 
     def _set_plan(self, plan: FaultPlan | None) -> None:
         for device in self._devices:
@@ -226,18 +233,13 @@ class Drill:
             self._sleep(_LOOK_EVERY)
         return True
 
-    def _describe(self, baseline: list[Call], seconds: float) -> dict[str, Any]:
-        return describe(self._service, self._options, self._devices[0], baseline, seconds)
-
 
 def describe(
-    service: AIService, options: DrillOptions, device: DrilledDevice, baseline: list[Call], seconds: float
+    service: AIService, options: DrillOptions, device: DrilledDevice, courses: list[Course], seconds: float
 ) -> dict[str, Any]:
     """What the figures were got from."""
-    import numpy as np  # noqa: PLC0415 - for two percentiles
-
     settings, policy = service.settings, device.policy
-    p50, p99 = np.percentile([call.seconds for call in baseline], (50, 99))
+    alone = [call for course in courses for call in course.alone]
     return {
         "model": settings.model_name,
         "reranker": settings.reranker_name,
@@ -251,8 +253,8 @@ def describe(
         "seconds_per_fault": options.seconds,
         "threads": options.threads,
         "seed": options.seed,
-        "cpu_alone_p50_ms": round(1000 * float(p50), 2),
-        "cpu_alone_p99_ms": round(1000 * float(p99), 2),
+        "cpu_alone_p50_ms": latency_ms(alone, 50),
+        "cpu_alone_p99_ms": latency_ms(alone, 99),
         "elapsed_s": round(seconds, 1),
         "warnings": list(service.health().warnings),
     }
