@@ -28,6 +28,8 @@ from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai.values import Backend, Batch, Vectors
 from texts import docstrings, short_texts
 
+SEVERAL = 6
+
 MOST_HEALTHY = 1.01
 MOST_SAMPLED = 1.02
 MOST_SINGLE = 60e-6
@@ -83,7 +85,9 @@ class Noting:
 
 def main() -> int:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=40, help="timed rounds of 32 rows (default 40)")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="timed rounds of batches of 32 rows (default 20)"
+    )
     parser.add_argument("--singles", type=int, default=400, help="single texts timed (default 400)")
     parser.add_argument("--failures", type=int, default=1000, help="failed-over calls (default 1000)")
     options = parser.parse_args()
@@ -110,16 +114,14 @@ def compare_batches(report: Report, service: rai.AIService, batch: Batch, *, rou
     served = hosted(service).backend
     device = served.guarded[0].backend
     plain = FallbackManager([device, served.reference], FallbackPolicy(verify="off"))
-    ways: dict[str, Callable[[], object]] = {
-        "protected, sampled": partial(served.run, batch),
-        "protected": partial(plain.run, batch),
-        "bare": partial(device.run, batch),
-    }
-    timings = interleave(ways, rounds=rounds, warm_up=4)
+    ways = {"protected, sampled": served, "protected": plain, "bare": device}
+    timings = interleave(
+        {name: partial(_run_several, way, batch) for name, way in ways.items()}, rounds=rounds, warm_up=2
+    )
     bare = timings["bare"]
     report.table(
-        f"{batch.rows} rows, {batch.tokens:,} tokens, nothing fails",
-        [_row(timing, bare) | {"mean ratio": _mean_ratio(timing, bare)} for timing in timings.values()],
+        f"{SEVERAL} batches of {batch.rows} rows, {batch.tokens:,} tokens each, nothing fails",
+        [_row(timing, bare) for timing in timings.values()],
     )
     found = ratio(timings["protected"], bare)
     report.verdict(
@@ -127,12 +129,18 @@ def compare_batches(report: Report, service: rai.AIService, batch: Batch, *, rou
         kept=found <= MOST_HEALTHY,
         found=f"{found:.4f}",
     )
-    found = _mean_ratio(timings["protected, sampled"], bare)
+    found = ratio(timings["protected, sampled"], bare)
     report.verdict(
-        f"and at most {MOST_SAMPLED} times, by the mean, with a token in a hundred spent on known answers",
+        f"and at most {MOST_SAMPLED} times with a token in a hundred spent on known answers",
         kept=found <= MOST_SAMPLED,
         found=f"{found:.4f}",
     )
+
+
+def _run_several(backend: Backend, batch: Batch) -> None:
+    # A known answer rides along in every third batch or so, so one alone would not show its cost.
+    for _ in range(SEVERAL):
+        backend.run(batch)
 
 
 def compare_singles(report: Report, service: rai.AIService, single: Batch, *, rounds: int) -> None:
@@ -212,10 +220,6 @@ def _row(timing: Timing, bare: Timing) -> dict[str, object]:
         "spread": timing.spread,
         "times as long": ratio(timing, bare),
     }
-
-
-def _mean_ratio(timing: Timing, bare: Timing) -> float:
-    return float(np.mean(timing.seconds) / np.mean(bare.seconds))
 
 
 if __name__ == "__main__":

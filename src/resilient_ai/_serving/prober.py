@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from resilient_ai._resilience.breaker import Rejection, State
 from resilient_ai._resilience.failures import Failure, FailureClass
 from resilient_ai._serving.canary import agreement
@@ -120,12 +122,13 @@ class Prober:
         return None
 
     def _compare(self, device: GuardedDevice) -> None:
-        measured = 1.0
+        agreements = []
         limit = self._manager.policy.gpu_timeout
         for canary, expected in zip(self._canaries, self._right_answers(), strict=True):
             answer, _ = device.lane.run(canary, patience=_PATIENCE * limit, hang_after=limit)
             check_answer(canary, answer, device.name)
-            measured = min(measured, agreement(canary.task, answer.values, expected))
+            agreements.append(agreement(canary.task, answer.values, expected))
+        measured = float(np.min(agreements))  # NaN stays NaN, and is not enough
         device.agreement = measured
         self._manager.events.emit(AgreementMeasured(device.name, measured, self._limit))
         if not measured >= self._limit:

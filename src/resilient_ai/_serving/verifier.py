@@ -22,7 +22,8 @@ _SAMPLED_SHARE = 0.01
 class Verifier:
     """Adds a canary row to batches and checks and removes its answer. Thread-safe.
 
-    "every" does so with each batch: no batch with wrong values is served. "sampled" spends one
+    "every" does so with each batch: no batch with wrong values is served (a row that fits into the
+    device's memory only without the canary is followed by it instead). "sampled" spends one
     token in a hundred on it, padding included: a device that has begun to answer wrongly is found
     out within about a hundred rows. Late-interaction batches, whose scores depend on their query,
     go unchecked.

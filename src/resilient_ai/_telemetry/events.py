@@ -128,22 +128,24 @@ class EventBus:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._observers: tuple[Observer, ...] = ()  # replaced, never changed, under `_lock`
+        # By the ticket of each subscription; replaced, never changed, under `_lock`.
+        self._observers: dict[object, Observer] = {}
         self.errors = 0
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
         """Add an observer; call what is returned to remove it."""
+        ticket = object()
         with self._lock:
-            self._observers = (*self._observers, observer)
+            self._observers = {**self._observers, ticket: observer}
 
         def unsubscribe() -> None:
             with self._lock:
-                self._observers = tuple(known for known in self._observers if known is not observer)
+                self._observers = {key: kept for key, kept in self._observers.items() if key is not ticket}
 
         return unsubscribe
 
     def emit(self, event: Event) -> None:
-        for observer in self._observers:
+        for observer in self._observers.values():
             try:
                 observer(event)
             except Exception:  # noqa: BLE001 - an observer's error is not the service's

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import resilient_ai as rai
 from resilient_ai._adapters.cli.failures import Program
 from resilient_ai._adapters.cli.session import Session
-from resilient_ai._adapters.drill import DrillOptions, command, run_drill
+from resilient_ai._adapters.drill import command
 from resilient_ai._adapters.drill.devices import drill_settings
+from resilient_ai._adapters.drill.run import DrillOptions, run_drill
 from resilient_ai.testing import FakeBackend
 
 

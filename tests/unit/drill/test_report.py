@@ -109,4 +109,11 @@ def test_people_get_a_table_with_a_judgement():
     lines = render(report).splitlines()
     assert lines[0].split()[:3] == ["fault", "requests", "right"]
     assert lines[1].split() == ["hang", "3", "3", "0", "2", "0", "-", "1,234", "0", "0"]
+    assert lines[-2] == ""
     assert lines[-1] == "FAILED: 3 calls under 1 fault, 2 wrong, 0 lost"
+
+
+def test_people_read_which_errors_there_were():
+    """Below the table stands, for each fault that led to errors, which and how many."""
+    report = DrillReport((result(),), {"errors": {"nan": {}, "hang": {"overloaded": 2, "error": 1}}})
+    assert render(report).splitlines()[-2] == "errors under hang: 2 x overloaded, 1 x error"

@@ -51,7 +51,7 @@ def test_an_answer_comes_with_the_devices_own_time():
     lane.close()
 
 
-def test_time_in_line_is_not_the_devices(stuck):
+def test_time_in_line_is_not_the_devices():
     """Of two batches at once the second waits for the first; its own time does not say so."""
     clock = FakeClock()
     gate = Gate()

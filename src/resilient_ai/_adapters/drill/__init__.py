@@ -5,11 +5,8 @@
     requests ──> traffic (threads) ──> service ──> device, made to fail by plan
                        │ calls
                        └──> tally ──> report (JSON, table)
+
+`run.run_drill` does it, `report` has what came of it, `command` is the way there from the command
+line. Nothing is imported here, because the command line imports this package before it knows
+what is wanted of it.
 """
-
-from __future__ import annotations
-
-from resilient_ai._adapters.drill.report import DrillReport, FaultResult, render
-from resilient_ai._adapters.drill.run import QUICK, DrillOptions, run_drill
-
-__all__ = ["QUICK", "DrillOptions", "DrillReport", "FaultResult", "render", "run_drill"]

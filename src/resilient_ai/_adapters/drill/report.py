@@ -132,7 +132,17 @@ def render(report: DrillReport, *, width: int | None = None) -> str:
     with console.capture() as captured:
         console.print(table)
     lines = [line.rstrip() for line in captured.get().splitlines()]
-    return "\n".join([*lines, "", judgement(report), ""])
+    return "\n".join([*lines, "", *_errors(report), judgement(report), ""])
+
+
+def _errors(report: DrillReport) -> list[str]:
+    """A line for each fault under which callers got errors: which, and how many."""
+    found: Mapping[str, Mapping[str, int]] = report.service.get("errors", {})
+    return [
+        f"errors under {fault}: {', '.join(f'{count} x {error}' for error, count in errors.items())}"
+        for fault, errors in found.items()
+        if errors
+    ]
 
 
 def judgement(report: DrillReport) -> str:
