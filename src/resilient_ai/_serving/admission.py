@@ -75,7 +75,7 @@ class Admission:
 
     def __init__(self) -> None:
         self._outstanding: defaultdict[Load, float] = defaultdict(float)
-        self._rates: dict[tuple[str, str, str], float] = {}
+        self._rates: dict[tuple[Load, str], float] = {}
         self._busy: defaultdict[int, float] = defaultdict(float)
         self._busy_at = -math.inf
 
@@ -88,9 +88,9 @@ class Admission:
 
     def learn(self, load: Load, device: str, weight: float, seconds: float, now: float) -> None:
         """Take in a batch that ran."""
-        key = (load.model, load.task, device)
         rate = seconds / max(weight, 1.0)
-        self._rates[key] = rate + (1 - _SMOOTHING) * (self._rates.get(key, rate) - rate)
+        known = self._rates.get((load, device), rate)
+        self._rates[load, device] = known + _SMOOTHING * (rate - known)
         self._fade(now)
         self._busy[load.urgency] += seconds
 
@@ -100,17 +100,29 @@ class Admission:
         What is as urgent or more goes first; what is more urgent and still to come takes the share
         of the device that it took lately.
         """
-        own = self._rates.get((load.model, load.task, device))
+        own = self._rate(load, device)
         if own is None:
             return None
         ahead = sum(
-            waiting * self._rates.get((other.model, other.task, device), own)
+            waiting * (self._rate(other, device) or own)
             for other, waiting in self._outstanding.items()
             if other.urgency <= load.urgency
         )
         self._fade(now)
         taken = sum(busy for urgency, busy in self._busy.items() if urgency < load.urgency) / _MEMORY
         return _SAFETY * (ahead + weight * own) / max(0.1, 1 - taken)
+
+    def _rate(self, load: Load, device: str) -> float | None:
+        """Seconds per unit of weight; a single query's unit is dearer than one of a full batch.
+
+        Before a kind of work has run, the same model's at another urgency stands for it.
+        """
+        exact = self._rates.get((load, device))
+        if exact is not None:
+            return exact
+        same = (load.model, load.task, device)
+        rates = (rate for (other, on), rate in self._rates.items() if (other.model, other.task, on) == same)
+        return next(rates, None)
 
     def _fade(self, now: float) -> None:
         """Let what lies back count less: exponential decay over `_MEMORY` seconds."""

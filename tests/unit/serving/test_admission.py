@@ -76,3 +76,11 @@ def test_weight_grows_with_text_up_to_what_is_read():
     assert weigh(["a"]) < weigh(["a" * 100]) < weigh([("a" * 100, "b" * 100)])
     assert weigh(["a" * 10_000_000]) == weigh(["a" * 100_000])
     assert weigh(["a"] * 7) == 7 * weigh(["a"])
+
+
+def test_each_kind_of_work_has_its_own_rate(admission):
+    """Bulk rows in full batches are cheaper than single queries, and both are known."""
+    for moment in range(50):
+        admission.learn(BULK, "cpu", 100.0, 10.0, now=-900.0 + moment)
+    single, bulk = (admission.wait(load, 10.0, "cpu", now=0.0) for load in (SINGLE, BULK))
+    assert single == pytest.approx(10 * bulk, rel=0.01)

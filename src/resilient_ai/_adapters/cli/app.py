@@ -16,6 +16,7 @@ from resilient_ai._adapters.cli import config, demo, embed, health, models, rera
 from resilient_ai._adapters.cli.console import StderrLog, emit
 from resilient_ai._adapters.cli.failures import Program, Stopped
 from resilient_ai._adapters.cli.session import Session
+from resilient_ai._adapters.drill import command as drill
 
 __all__ = ["app", "main"]
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (embed, rerank, similar, serve, health, config, demo):
+for module in (embed, rerank, similar, serve, health, config, drill, demo):
     module.register(app)
 app.add_typer(models.app, name="models")
 

@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(context: typer.Context, *, model_path: opt.ModelPath = None) -> None:
-    """Embed, compare and rerank some sentences with a small model, and show who served."""
+    """Embed, compare and rerank with a small model, show who served, and make the GPU fail."""
     session = sessions.of(context)
     with session.service(
         model_name=MODEL, reranker_name="late-interaction", model_path=model_path
@@ -102,9 +102,19 @@ def show_reranking(stage: Stage) -> None:
     stage.say(f"served by {_devices(ranking)} in {ranking.elapsed_ms:.1f} ms")
 
 
+def show_drill(stage: Stage) -> None:
+    """What callers notice when the GPU fails: a simulated one, made to fail under traffic."""
+    stage.title("A GPU (simulated) fails under traffic, and comes back")
+    from resilient_ai._adapters.drill.report import render  # noqa: PLC0415 - an engine, for this step only
+    from resilient_ai._adapters.drill.run import QUICK, DrillOptions, run_drill  # noqa: PLC0415 - the same
+
+    found = run_drill(stage.service.settings, DrillOptions(faults=QUICK, seconds=1.0), tell=tell)
+    emit(render(found))
+
+
 def _devices(answer: Embeddings | Ranking) -> str:
     return ", ".join(sorted(set(answer.served_by)))
 
 
-STEPS: tuple[Callable[[Stage], None], ...] = (show_embeddings, show_similarity, show_reranking)
+STEPS: tuple[Callable[[Stage], None], ...] = (show_embeddings, show_similarity, show_reranking, show_drill)
 """The demo, in order; each step prints on its own."""
