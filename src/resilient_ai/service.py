@@ -362,6 +362,7 @@ def _policy(settings: AISettings) -> FallbackPolicy:
         max_retries=settings.max_retries,
         fallback=settings.fallback,
         verify=settings.verify,
+        hedge=settings.hedge,
     )
 
 

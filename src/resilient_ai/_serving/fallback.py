@@ -16,6 +16,7 @@ The batch's tokens are reused; only the batch that failed moves, not its call.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -52,6 +53,8 @@ from resilient_ai.errors import (
     DeadlineExceeded,
     DeviceFailed,
     DeviceUnavailable,
+    InvalidInput,
+    ModelCorrupt,
     ResilientAIError,
     ServiceClosed,
 )
@@ -197,11 +200,15 @@ class FallbackManager:
         if give_up <= started:
             return "no time", DeviceUnavailable(f"{device.name}: too little time left to try it")
         self._retries.earn()
+        hedge_at = self._hedge_at(device, batch, started)
         try:
-            answer = self._run_or_retry(device, batch, give_up)
+            answer = self._run_or_retry(device, batch, min(give_up, hedge_at))
         except (LaneBusy, DeadlineExceeded) as exc:
             permit.ignore()
-            return "no time", exc
+            if hedge_at > min(give_up, self._clock()):
+                return "no time", exc
+            self._ledger.count("hedges")
+            return "hedged", exc
         except BaseException as exc:  # noqa: BLE001 - `_judge` raises what is not the device's
             return self._judge(device, batch, permit, exc)
         self._ledger.served(device.name, self._clock() - started)
@@ -215,6 +222,17 @@ class FallbackManager:
         if batch.due is None:
             return limit
         return min(limit, batch.due - (self.reference_cost.estimate(int(batch.input_ids.size)) or 0.0))
+
+    def _hedge_at(self, device: GuardedDevice, batch: Batch, now: float) -> float:
+        """The instant from which the idle last device is tried instead: for small interactive batches.
+
+        What the slow device answers after that is dropped: the two cannot be told to stop.
+        """
+        small = batch.rows <= self.policy.hedge_rows and batch.priority == "interactive"
+        usual = device.cost.p99(int(batch.input_ids.size))
+        if not (self.policy.hedge and small and self._bulkhead.has_room) or usual is None:
+            return math.inf
+        return now + usual
 
     def _run_or_retry(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
         """Run a batch, and again where the failure may pass.
@@ -283,7 +301,7 @@ class FallbackManager:
         failure = self.classify(error)
         if not failure.verdict.fail_over:
             permit.ignore()
-            raise error
+            raise _as_own_error(error, failure)
         device.failed(permit, failure, error)
         self._ledger.failed(device.name, failure.failure_class.value, failure.text)
         self._emit(
@@ -313,7 +331,7 @@ class FallbackManager:
     def _reference_failed(self, error: BaseException, batch: Batch, causes: list[ResilientAIError]) -> None:
         failure = self.classify(error)
         if not failure.verdict.fail_over:
-            return
+            raise _as_own_error(error, failure)
         device = self.reference.device
         self._ledger.failed(device, failure.failure_class.value, failure.text)
         self._emit(DeviceFailure(device, failure.failure_class.value, failure.text, failure.hint, batch.rows))
@@ -345,6 +363,17 @@ class FallbackManager:
 
 
 _FIRST_RETRY_WAIT = 0.02
+
+
+def _as_own_error(error: BaseException, failure: Failure) -> BaseException:
+    """What is not the device's doing, as an error that says whose it is; one's own stay as they are."""
+    kinds = {FailureClass.CALLER: InvalidInput, FailureClass.MODEL: ModelCorrupt}
+    kind = kinds.get(failure.failure_class)
+    if isinstance(error, ResilientAIError) or kind is None:
+        return error
+    own = kind(failure.text)
+    own.__cause__ = error
+    return own
 
 
 def _as_device_error(error: BaseException, failure: Failure) -> ResilientAIError:

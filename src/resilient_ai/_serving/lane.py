@@ -23,6 +23,9 @@ __all__ = ["DeviceHung", "Lane", "LaneBusy", "Timed"]
 
 Clock = Callable[[], float]
 
+_LOOK = 0.05
+"""How often, in seconds, a batch in line looks whether the one ahead of it is worth waiting for."""
+
 _SLACK = 0.1
 """A verdict that is so near is worth waiting for: it says more than leaving without one."""
 
@@ -145,19 +148,27 @@ class Lane:
             return None
         return int(current.batch.input_ids.size), max(0.0, self._clock() - begun)
 
-    def run(self, batch: Batch, *, patience: float, hang_after: float) -> Timed:
+    def run(
+        self,
+        batch: Batch,
+        *,
+        patience: float,
+        hang_after: float,
+        leave_if: Callable[[], bool] = lambda: False,
+    ) -> Timed:
         """Run a batch; wait `patience` seconds for the answer and no longer.
 
         Raises the backend's own error; `DeviceHung` once the batch ran for `hang_after` seconds;
-        `LaneBusy` when patience ends before; `ServiceClosed` after `close`. The batch's arrays are
-        copied, because after an early end the device may still be reading them.
+        `LaneBusy` when patience ends before, or when `leave_if` says that the batch ahead of it in
+        line is not to be waited for; `ServiceClosed` after `close`. The batch's arrays are copied,
+        because after an early end the device may still be reading them.
         """
         if patience <= 0:
             raise LaneBusy("the callers have no time left")
         ticket = _Ticket(_own_copy(batch))
         worker = self._queue(ticket)
         give_up = self._clock() + patience
-        wait = min(patience, hang_after)
+        wait = min(patience, hang_after, _LOOK)
         while not ticket.ended.acquire(timeout=max(0.0, wait)):
             now = self._clock()
             begun = now if ticket.begun is None else ticket.begun
@@ -167,8 +178,12 @@ class Lane:
                     self._write_off(worker)
             elif now >= give_up and begun + hang_after - now > min(_SLACK, hang_after / 10):
                 ticket.end(error=LaneBusy("no answer in the time that the callers have left"))
+            elif ticket.begun is None and leave_if():
+                ticket.end(error=LaneBusy("the batch ahead of it takes suspiciously long"))
             hung_at = begun + hang_after
             wait = (min(give_up, hung_at) if now < give_up else hung_at) - now
+            if ticket.begun is None:
+                wait = min(wait, _LOOK)
         return ticket.result()
 
     def renew(self) -> None:

@@ -77,10 +77,12 @@ class GuardedDevice:
     def run(self, batch: Batch, patience: float) -> Vectors:
         """Run a batch within `patience` seconds and check the answer. Raises what went wrong."""
         verifier = self.verifier
-        if verifier is not None and verifier.wants(batch):
-            loaded = verifier.load(batch)
-            return verifier.unload(loaded, self._run_checked(loaded, patience))
-        return self._run_checked(batch, patience)
+        if verifier is None or not verifier.wants(batch):
+            return self._run_checked(batch, patience)
+        if not verifier.rides_along(batch):
+            return self._run_followed(batch, patience, verifier)
+        loaded = verifier.load(batch)
+        return verifier.unload(loaded, self._run_checked(loaded, patience))
 
     def fits_better_apart(self, batch: Batch) -> bool:
         """Whether a canary may have made the batch larger than its own rows."""
@@ -88,16 +90,23 @@ class GuardedDevice:
 
     def run_apart(self, batch: Batch, patience: float) -> Vectors:
         """The same, with the canary in a batch of its own: the two may not fit together."""
+        if self.verifier is None or not self.verifier.must_check(batch):
+            return self._run_checked(batch, patience)
+        return self._run_followed(batch, patience, self.verifier)
+
+    def _run_followed(self, batch: Batch, patience: float, verifier: Verifier) -> Vectors:
+        """Run a batch and then the canary; what a device answers before that passed goes nowhere."""
         give_up = self._clock() + patience
         answer = self._run_checked(batch, patience)
-        if self.verifier is not None and self.verifier.must_check(batch):
-            canary = self.verifier.alone(batch)
-            self.verifier.check(canary, self._run_checked(canary, give_up - self._clock()))
+        canary = verifier.alone(batch)
+        verifier.check(canary, self._run_checked(canary, give_up - self._clock()))
         return answer
 
     def _run_checked(self, batch: Batch, patience: float) -> Vectors:
         size = int(batch.input_ids.size)
-        answer, seconds = self.lane.run(batch, patience=patience, hang_after=self.hang_after(size))
+        answer, seconds = self.lane.run(
+            batch, patience=patience, hang_after=self.hang_after(size), leave_if=self._is_stalled
+        )
         check_answer(batch, answer, self.name, self.dimension)
         self.cost.learn(size, seconds)
         self.ceiling.fitted(size)
@@ -177,9 +186,15 @@ class GuardedDevice:
             self.trip(Failure(FailureClass.HANG, f"a batch has run for {seconds:.2f} s"))
             self.lane.renew()
             return FailureClass.HANG.value
+        return "stalled" if self._is_suspicious(size, seconds) else None
+
+    def _is_stalled(self) -> bool:
+        under_way = self.lane.under_way()
+        return under_way is not None and self._is_suspicious(*under_way)
+
+    def _is_suspicious(self, size: int, seconds: float) -> bool:
         usual = self.cost.p99(size)
-        suspicious = usual is not None and seconds > max(self._policy.stall_factor * usual, _SUSPICION)
-        return "stalled" if suspicious else None
+        return usual is not None and seconds > max(self._policy.stall_factor * usual, _SUSPICION)
 
     def _is_late(self, permit: Permit) -> bool:
         return permit.generation != self.breaker.snapshot().generation

@@ -10,7 +10,7 @@ import numpy as np
 
 from resilient_ai._serving.canary import agreement
 from resilient_ai._serving.validation import CorruptAnswer
-from resilient_ai.values import Batch, FloatArray, IntArray, Vectors
+from resilient_ai.values import Batch, FloatArray, IntArray, Task, Vectors
 
 __all__ = ["Verifier", "VerifyMode"]
 
@@ -25,8 +25,8 @@ class Verifier:
     "every" does so with each batch: no batch with wrong values is served (a row that fits into the
     device's memory only without the canary is followed by it instead). "sampled" spends one
     token in a hundred on it, padding included: a device that has begun to answer wrongly is found
-    out within about a hundred rows. Late-interaction batches, whose scores depend on their query,
-    go unchecked.
+    out within about a hundred rows. The scores of late interaction depend on their query, so such a
+    batch is followed by the canary as a text to embed.
     """
 
     def __init__(
@@ -41,7 +41,11 @@ class Verifier:
 
     def knows(self, batch: Batch) -> bool:
         """Whether such a batch is ever verified."""
-        return self._mode != "off" and batch.task in self._expected
+        return self._mode != "off" and _known_task(batch) in self._expected
+
+    def rides_along(self, batch: Batch) -> bool:
+        """Whether the canary may be a row of this batch; otherwise it follows by itself."""
+        return batch.task in self._expected
 
     def must_check(self, batch: Batch) -> bool:
         """Whether no answer to such a batch may go out unverified."""
@@ -55,7 +59,9 @@ class Verifier:
             return True
         with self._lock:
             self._credit += _SAMPLED_SHARE * batch.input_ids.size
-            cost = (batch.rows + 1) * self._width(batch) - batch.input_ids.size
+            cost = len(self._ids)
+            if self.rides_along(batch):
+                cost = (batch.rows + 1) * self._width(batch) - batch.input_ids.size
             if self._credit < cost:
                 return False
             self._credit -= cost
@@ -77,15 +83,16 @@ class Verifier:
         )
 
     def alone(self, batch: Batch) -> Batch:
-        """The canary as a batch of its own, for when this batch and it do not fit together."""
-        last = slice(batch.rows, None)
-        loaded = self.load(batch)
+        """The canary as a batch of its own, to follow one that it cannot be a row of."""
+        ids = self._ids[None, :]
         return replace(
-            loaded,
-            input_ids=loaded.input_ids[last, : len(self._ids)],
-            attention_mask=loaded.attention_mask[last, : len(self._ids)],
-            lengths=loaded.lengths[last],
-            type_ids=None if loaded.type_ids is None else loaded.type_ids[last, : len(self._ids)],
+            batch,
+            task=_known_task(batch),
+            input_ids=ids,
+            attention_mask=np.ones_like(ids),
+            lengths=np.array([len(self._ids)]),
+            type_ids=None if batch.type_ids is None else np.zeros_like(ids),
+            shared_ids=None,
         )
 
     def unload(self, batch: Batch, answer: Vectors) -> Vectors:
@@ -103,6 +110,10 @@ class Verifier:
 
     def _width(self, batch: Batch) -> int:
         return max(int(batch.input_ids.shape[1]), len(self._ids))
+
+
+def _known_task(batch: Batch) -> Task:
+    return "embed" if batch.task == "maxsim" else batch.task
 
 
 def _with_row(matrix: IntArray, row: IntArray) -> IntArray:

@@ -149,6 +149,10 @@ class AISettings(BaseSettings):
     )
     auto_retry: Flag = setting(True, "Repeat a batch after a passing failure; false fails over at once.")
 
+    hedge: Flag = setting(
+        False,
+        "Give a small interactive batch that takes longer on the GPU than usual to the CPU, if that is idle.",
+    )
     verify: Annotated[Literal["every", "sampled", "off"], word] = setting(
         "sampled",
         "How a GPU that answers wrongly is found out. every: each batch carries a row with a known answer. "

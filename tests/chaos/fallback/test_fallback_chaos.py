@@ -30,7 +30,10 @@ POLICY = FallbackPolicy(
     verify="every",
     flap_window=0.2,
 )
-CANARIES = (batch_of([101, 5, 102], [101, 6, 7, 8, 102]), batch_of(*([101, *range(60), row] for row in range(8))))
+CANARIES = (
+    batch_of([101, 5, 102], [101, 6, 7, 8, 102]),
+    batch_of(*([101, *range(60), row] for row in range(8))),
+)
 
 
 def some_batches(rng, count=64):
@@ -38,7 +41,9 @@ def some_batches(rng, count=64):
     reference = FakeBackend("cpu")
     batches = []
     for _ in range(count):
-        rows = [[rng.randrange(1, 999) for _ in range(rng.randrange(1, 24))] for _ in range(rng.randrange(1, 10))]
+        rows = [
+            [rng.randrange(1, 999) for _ in range(rng.randrange(1, 24))] for _ in range(rng.randrange(1, 10))
+        ]
         batch = batch_of(*(rows if rng.random() < 0.9 else [rows[0]] * len(rows)))
         batches.append((batch, reference.answer(batch).values))
     return batches
@@ -53,7 +58,9 @@ def some_plan(rng):
     if dice < 0.6:
         return FaultPlan.preset(rng.choice(names))
     chosen = [FaultPlan.preset(name) for name in rng.sample(names, 4)]
-    rules = tuple(replace(plan.rules[0], when=When(rate=rng.choice((0.002, 0.01, 0.05, 0.2)))) for plan in chosen)
+    rules = tuple(
+        replace(plan.rules[0], when=When(rate=rng.choice((0.002, 0.01, 0.05, 0.2)))) for plan in chosen
+    )
     return FaultPlan(rules, seed=rng.randrange(2**31))
 
 

@@ -44,7 +44,9 @@ def test_the_right_answer_is_never_refused(rows, task):
 def test_unit_rows_pass_with_the_rounding_of_half_precision(seed, rows, dimension, rounding):
     """A norm that is off by less than half precision's rounding is no failure."""
     batch = batch_of(*rows)
-    assert accepted(batch, unit_rows(seed, batch.rows, dimension) * np.float32(1 + rounding), dimension=dimension)
+    assert accepted(
+        batch, unit_rows(seed, batch.rows, dimension) * np.float32(1 + rounding), dimension=dimension
+    )
 
 
 @given(row=st.lists(st.integers(1, 9), min_size=1, max_size=6), count=st.integers(1, 20), task=TASKS)
@@ -116,7 +118,9 @@ def test_an_answer_of_another_shape_is_refused(rows, task, wrong):
 def test_a_score_is_one_number(rows, columns, task):
     """Two numbers a row are no score."""
     batch = batch_of(*rows, task=task)
-    assert not accepted(batch, np.random.default_rng(0).standard_normal((batch.rows, columns)).astype(np.float32))
+    assert not accepted(
+        batch, np.random.default_rng(0).standard_normal((batch.rows, columns)).astype(np.float32)
+    )
 
 
 @given(rows=ROWS, task=TASKS)

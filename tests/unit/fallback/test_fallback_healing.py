@@ -164,7 +164,9 @@ def test_counters_do_not_drift():
     """Over every kind of failure the permits that went out are those that came back."""
     with two_devices(ramp=(0.5, 1.0), ramp_step=1, error_threshold=2, recovery_time=5.0) as two:
         prober = two.prober()
-        outcomes = itertools.cycle((transient(), error("poisoned"), None, None, transient(), error("missing_library")))
+        outcomes = itertools.cycle(
+            (transient(), error("poisoned"), None, None, transient(), error("missing_library"))
+        )
         for _ in range(200):
             two.gpu.fail_with(next(outcomes))
             two.run(BATCH)
@@ -174,5 +176,7 @@ def test_counters_do_not_drift():
         assert counted.in_flight == 0
         served, failed = two.manager.stats().gpu_calls, two.manager.stats().devices["gpu"].failures
         probes = sum(type(event).__name__ == "Probed" for event in two.events)
-        settled = counted.successes + counted.failures + counted.ignored + counted.cancelled + counted.stale_results
+        settled = (
+            counted.successes + counted.failures + counted.ignored + counted.cancelled + counted.stale_results
+        )
         assert settled == served + failed + probes

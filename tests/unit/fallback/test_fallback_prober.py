@@ -11,7 +11,15 @@ from resilient_ai._resilience.breaker import Rejection, State
 from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.prober import Prober
 from resilient_ai._telemetry.events import AgreementMeasured, Probed
-from resilient_ai.testing import FakeBackend, FaultPlan, FaultRule, FaultyBackend, OutOfMemory, SilentCpu, Slow
+from resilient_ai.testing import (
+    FakeBackend,
+    FaultPlan,
+    FaultRule,
+    FaultyBackend,
+    OutOfMemory,
+    SilentCpu,
+    Slow,
+)
 
 
 def wait_until(holds, seconds=10.0):
@@ -90,6 +98,7 @@ def test_a_device_that_is_too_slow_does_not_come_back():
 
 def test_the_limit_of_agreement_decides():
     """The same device passes a limit below its agreement and fails one above; both are told."""
+
     def near(batch):
         values = FakeBackend("cpu").answer(batch).values.copy()
         values[:, 0] += 0.05

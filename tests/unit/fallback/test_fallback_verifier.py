@@ -17,7 +17,9 @@ IDS = np.array([101, 7, 102])
 
 def one_answer_for_all_tasks(batch):
     """Like a real model: "pool" is "embed" before it is normalised."""
-    values = FakeBackend("cpu").answer(replace(batch, task="embed" if batch.task == "pool" else batch.task)).values
+    values = (
+        FakeBackend("cpu").answer(replace(batch, task="embed" if batch.task == "pool" else batch.task)).values
+    )
     return values * 3 if batch.task == "pool" else values
 
 
@@ -78,12 +80,17 @@ def test_wrong_scores_are_found():
     two.manager.close()
 
 
-def test_late_interaction_goes_unchecked():
-    """A score against a query of the moment has no known answer, so no row is added."""
+def test_late_interaction_is_followed_by_the_canary():
+    """A score against a query of the moment has no known answer, so a text with one follows it."""
     two = proved(verify="every")
     batch = replace(BATCH, task="maxsim", shared_ids=np.array([1, 2]))
-    two.run(batch)
-    assert two.gpu._inner.calls[-1].rows == BATCH.rows
+    assert two.run(batch).device == "gpu"
+    scored, canary = two.gpu._inner.calls[-2:]
+    assert (scored.task, scored.rows, canary.task, canary.rows) == ("maxsim", BATCH.rows, "embed", 1)
+    two.gpu.set_plan(FaultPlan.preset("wrong_values"))
+    answer = two.run(batch)
+    assert answer.device == "cpu"
+    np.testing.assert_array_equal(answer.values, two.cpu.answer(batch).values)
     two.manager.close()
 
 
@@ -203,7 +210,9 @@ def test_the_largest_canary_is_the_largest_shape_ever_sent():
     """The second batch has the longest rows, and as many as a batch may hold."""
     ids = np.arange(1, 31)
     tokens = Tokens(ids, np.array([0, 10, 30]), np.zeros(2, np.bool_))
-    small, largest = canary_batches(tokens, model="m", task="embed", longest=64, token_budget=512, max_rows=32)
+    small, largest = canary_batches(
+        tokens, model="m", task="embed", longest=64, token_budget=512, max_rows=32
+    )
     assert small.input_ids.shape == (2, 20)
     assert largest.input_ids.shape == (8, 64)
     assert largest.attention_mask.all()

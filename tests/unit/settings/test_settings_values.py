@@ -56,6 +56,7 @@ def test_the_documented_defaults(tmp_path):
         "recovery_time_ms": "300000",
         "max_retries": "2",
         "auto_retry": "True",
+        "hedge": "False",
         "verify": "sampled",
         "timeout_ms": "0",
         "queue_size": "1024",
