@@ -107,12 +107,14 @@ class Vectors:
     """What a device answered: `values` is float32 (rows, dim), one row per row of the batch.
 
     `device` names who really computed it ("gpu", "cpu", "simulated"); `degraded` says that a
-    lower tier answered than the one that should be up.
+    lower tier answered than the one that should be up; `seconds` is the device's own time, waiting
+    for it not counted (0 where nobody measured it).
     """
 
     values: FloatArray
     device: str
     degraded: bool = False
+    seconds: float = 0.0
 
 
 class Backend(Protocol):

@@ -236,7 +236,8 @@ class Dispatcher:
         try:
             with self._collate(wave, rows, jobs) as batch:
                 answer = wave.lane.backend.run(batch)
-            self._learn(wave, rows, answer.device, self._clock() - started)
+            # By the device's own time: beside other runners a batch waits its turn, too.
+            self._learn(wave, rows, answer.device, answer.seconds or self._clock() - started)
             _distribute(wave, rows, answer)
         except BaseException as exc:  # noqa: BLE001 - the other batches of the wave may still go well
             fail_all(jobs, exc)

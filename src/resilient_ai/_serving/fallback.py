@@ -292,7 +292,8 @@ class FallbackManager:
 
     def _run_halves(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
         parts = [self._run_fitting(device, half, give_up) for half in halve(batch)]
-        return Vectors(np.concatenate([part.values for part in parts]), device.name)
+        values = np.concatenate([part.values for part in parts])
+        return Vectors(values, device.name, seconds=sum(part.seconds for part in parts))
 
     def _judge(
         self, device: GuardedDevice, batch: Batch, permit: Permit, error: BaseException
@@ -326,7 +327,7 @@ class FallbackManager:
             seconds = self._clock() - started
         self.reference_cost.learn(size, seconds)
         self._ledger.served(device, seconds)
-        return answer
+        return replace(answer, seconds=seconds)
 
     def _reference_failed(self, error: BaseException, batch: Batch, causes: list[ResilientAIError]) -> None:
         failure = self.classify(error)

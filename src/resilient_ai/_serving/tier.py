@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from resilient_ai._resilience.breaker import BreakerPolicy, CircuitBreaker, Permit, Rejection, State
 from resilient_ai._resilience.failures import Failure, FailureClass
@@ -110,7 +111,7 @@ class GuardedDevice:
         check_answer(batch, answer, self.name, self.dimension)
         self.cost.learn(size, seconds)
         self.ceiling.fitted(size)
-        return answer
+        return replace(answer, seconds=seconds)
 
     def hang_after(self, size: int) -> float:
         policy = self._policy

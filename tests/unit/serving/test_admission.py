@@ -2,7 +2,7 @@
 
 import pytest
 
-from resilient_ai._serving.admission import Admission, Load, weigh
+from resilient_ai._serving.admission import _SAFETY, Admission, Load, weigh
 
 SINGLE = Load(0, "model", "embed")
 LARGE = Load(1, "model", "embed")
@@ -27,7 +27,7 @@ def test_nothing_is_predicted_before_something_was_learned():
 def test_the_wait_is_work_ahead_plus_own(admission):
     """What waits and what is asked for both take their time, with room to spare."""
     admission.arrived(SINGLE, 30.0)
-    assert admission.wait(SINGLE, 10.0, "cpu", now=0.0) == pytest.approx(1.3 * 40, rel=0.01)
+    assert admission.wait(SINGLE, 10.0, "cpu", now=0.0) == pytest.approx(_SAFETY * 40, rel=0.01)
 
 
 def test_the_device_that_serves_now_counts(admission):
@@ -42,7 +42,7 @@ def test_less_urgent_work_is_not_waited_for(admission):
     admission.arrived(BULK, 1000.0)
     admission.arrived(SINGLE, 10.0)
     admission.learn(BULK, "cpu", 10.0, 10.0, now=-900.0)
-    assert admission.wait(SINGLE, 10.0, "cpu", now=0.0) == pytest.approx(1.3 * 20, rel=0.01)
+    assert admission.wait(SINGLE, 10.0, "cpu", now=0.0) == pytest.approx(_SAFETY * 20, rel=0.01)
     assert admission.wait(BULK, 10.0, "cpu", now=0.0) > 1000
 
 
@@ -59,7 +59,7 @@ def test_work_that_left_is_not_waited_for(admission):
     """Done and cancelled work no longer counts, and never counts below nothing."""
     admission.arrived(SINGLE, 30.0)
     admission.left(SINGLE, 20.0)
-    assert admission.wait(SINGLE, 0.0, "cpu", now=0.0) == pytest.approx(13, rel=0.01)
+    assert admission.wait(SINGLE, 0.0, "cpu", now=0.0) == pytest.approx(_SAFETY * 10, rel=0.01)
     admission.left(SINGLE, 1000.0)
     assert admission.wait(SINGLE, 0.0, "cpu", now=0.0) == 0
 
@@ -68,7 +68,7 @@ def test_the_rate_follows_the_device(admission):
     """A device that becomes slower is believed within a few batches."""
     for moment in range(20):
         admission.learn(SINGLE, "cpu", 10.0, 20.0, now=-900.0 + moment)
-    assert admission.wait(SINGLE, 10.0, "cpu", now=0.0) == pytest.approx(1.3 * 20, rel=0.02)
+    assert admission.wait(SINGLE, 10.0, "cpu", now=0.0) == pytest.approx(_SAFETY * 20, rel=0.02)
 
 
 def test_weight_grows_with_text_up_to_what_is_read():
