@@ -18,28 +18,22 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
-
-import numpy as np
-from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
 from resilient_ai._resilience.breaker import Permit, Transition
 from resilient_ai._resilience.failures import Classifier, Failure, FailureClass
+from resilient_ai._serving.attempts import Attempts
 from resilient_ai._serving.bulkhead import Bulkhead
 from resilient_ai._serving.cost import CostModel
 from resilient_ai._serving.lane import DeviceHung, LaneBusy
-from resilient_ai._serving.pieces import halve
 from resilient_ai._serving.policy import FallbackPolicy
-from resilient_ai._serving.retries import RetryBudget
 from resilient_ai._serving.stats import FallbackStats, Ledger
 from resilient_ai._serving.tier import GuardedDevice
 from resilient_ai._serving.validation import CorruptAnswer, check_answer
 from resilient_ai._telemetry.events import (
-    BatchSplit,
     BreakerMoved,
     DeviceFailure,
     Event,
@@ -62,7 +56,6 @@ from resilient_ai.values import Backend, Batch, Vectors
 
 __all__ = ["FallbackManager"]
 
-_RETRY_WAIT = wait_random_exponential(multiplier=0.02, max=0.5)
 _CPU_LINE = 8
 
 
@@ -105,7 +98,6 @@ class FallbackManager:
         self.policy = policy if policy is not None else FallbackPolicy()
         self.events = events if events is not None else EventBus()
         self._clock = clock
-        self._sleep = sleep
         self._missing = missing
         self._pid = os.getpid()
         self._classifier = classifier if classifier is not None else Classifier()
@@ -113,8 +105,10 @@ class FallbackManager:
         self.reference = backends[-1]
         self.reference_cost = CostModel()
         self._bulkhead = Bulkhead(slots, _CPU_LINE, clock=clock)
-        self._retries = RetryBudget(self.policy.retry_share)
         self._ledger = Ledger(tuple(names), clock=clock)
+        self._attempts = Attempts(
+            self.policy, self.classify, ledger=self._ledger, events=self.events, clock=clock, sleep=sleep
+        )
         for device in self.guarded:
             device.breaker.subscribe(self._on_transition)
 
@@ -199,10 +193,9 @@ class FallbackManager:
         give_up = self._give_up(batch, started)
         if give_up <= started:
             return "no time", DeviceUnavailable(f"{device.name}: too little time left to try it")
-        self._retries.earn()
         hedge_at = self._hedge_at(device, batch, started)
         try:
-            answer = self._run_or_retry(device, batch, min(give_up, hedge_at))
+            answer = self._attempts.run(device, batch, min(give_up, hedge_at))
         except (LaneBusy, DeadlineExceeded) as exc:
             permit.ignore()
             if hedge_at > min(give_up, self._clock()):
@@ -233,67 +226,6 @@ class FallbackManager:
         if not (self.policy.hedge and small and self._bulkhead.has_room) or usual is None:
             return math.inf
         return now + usual
-
-    def _run_or_retry(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
-        """Run a batch, and again where the failure may pass.
-
-        A retry that finds no time any more ends with the failure it was made for: that one counts.
-        """
-        try:
-            return self._run_fitting(device, batch, give_up)
-        except BaseException as exc:
-            if not (self._may_pass(exc) and self._may_retry(give_up)):
-                raise
-            failure = exc
-        self._sleep(random.uniform(0, _FIRST_RETRY_WAIT))  # noqa: S311 - spreads retries, keeps no secret
-        # tenacity costs more than a short batch's whole protection, so only retries see it.
-        most = self.policy.max_retries
-        again = Retrying(
-            stop=lambda state: state.attempt_number >= most or not self._may_retry(give_up),
-            wait=_RETRY_WAIT,
-            retry=retry_if_exception(self._may_pass),
-            sleep=self._sleep,
-            reraise=True,
-        )
-        with suppress(LaneBusy):
-            return again(self._repeat, device, batch, give_up)
-        raise failure
-
-    def _repeat(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
-        self._ledger.count("retries")
-        return self._run_fitting(device, batch, give_up)
-
-    def _may_pass(self, error: BaseException) -> bool:
-        return not isinstance(error, LaneBusy) and self.classify(error).verdict.retry_same_device
-
-    def _may_retry(self, give_up: float) -> bool:
-        """Whether one more try is wanted, in time and within the budget; takes it from there."""
-        wanted = self.policy.auto_retry and self.policy.max_retries > 0
-        return wanted and self._clock() < give_up and self._retries.spend()
-
-    def _run_fitting(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
-        """Run a batch in as many pieces as fit the device's memory."""
-        size = int(batch.input_ids.size)
-        if size > device.ceiling.tokens and batch.rows > 1:
-            return self._run_halves(device, batch, give_up)
-        try:
-            return device.run(batch, give_up - self._clock())
-        except BaseException as exc:
-            if not self.classify(exc).verdict.split:
-                raise
-            if batch.rows == 1 and not device.fits_better_apart(batch):
-                raise
-            if batch.rows == 1:
-                return device.run_apart(batch, give_up - self._clock())
-        ceiling = device.ceiling.lower(size)
-        self._ledger.count("splits")
-        self._emit(BatchSplit(device.name, size, ceiling))
-        return self._run_halves(device, batch, give_up)
-
-    def _run_halves(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
-        parts = [self._run_fitting(device, half, give_up) for half in halve(batch)]
-        values = np.concatenate([part.values for part in parts])
-        return Vectors(values, device.name, seconds=sum(part.seconds for part in parts))
 
     def _judge(
         self, device: GuardedDevice, batch: Batch, permit: Permit, error: BaseException
@@ -361,9 +293,6 @@ class FallbackManager:
 
     def _emit(self, event: Event) -> None:
         self.events.emit(event)
-
-
-_FIRST_RETRY_WAIT = 0.02
 
 
 def _as_own_error(error: BaseException, failure: Failure) -> BaseException:

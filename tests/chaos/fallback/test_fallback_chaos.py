@@ -13,7 +13,7 @@ import pytest
 from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.prober import Prober
-from resilient_ai.errors import DeadlineExceeded, Overloaded
+from resilient_ai.errors import DeadlineExceeded, InvalidInput, Overloaded
 from resilient_ai.testing import FakeBackend, FaultPlan, FaultyBackend, When, batch_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
@@ -108,7 +108,7 @@ class Storm:
             told = type(exc).__name__
             time.sleep(0.01)
         except Exception as exc:
-            told = "caller" if type(exc).__name__ == "InvalidArgument" else f"unforeseen: {exc!r}"
+            told = "caller" if isinstance(exc, InvalidInput) else f"unforeseen: {exc!r}"
         else:
             told, degraded = answer.device, answer.degraded
             if not np.array_equal(answer.values, right) or degraded is not (answer.device == "cpu"):

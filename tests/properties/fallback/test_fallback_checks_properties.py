@@ -144,13 +144,14 @@ def test_the_known_dimension_is_required(rows, dimension):
 @settings(max_examples=50)
 @given(start=st.floats(0.0, 0.05), slope=st.floats(1e-6, 1e-3), seed=SEEDS)
 def test_the_cost_model_recovers_the_line(start, slope, seed):
-    """From samples with ten percent of noise the estimate is right to within a quarter where samples were."""
+    """From samples with ten percent of noise the estimate is right to a quarter, or to a few percent of the largest."""
     rng = np.random.default_rng(seed)
     model = CostModel()
     for size in rng.integers(16, 4096, 300):
         model.learn(int(size), (start + slope * size) * rng.normal(1.0, 0.1))
     for size in (256, 1024, 4096):
-        assert model.estimate(size) == pytest.approx(start + slope * size, rel=0.25)
+        near = 0.05 * (start + slope * 4096)
+        assert model.estimate(size) == pytest.approx(start + slope * size, rel=0.25, abs=near)
 
 
 SAMPLES = st.lists(st.tuples(st.integers(1, 10**6), st.floats(-1.0, 100.0)), min_size=1, max_size=80)
@@ -197,7 +198,7 @@ def test_the_p99_covers_a_healthy_device(seed):
     times = rng.lognormal(np.log(0.01), 0.3, 512)
     for seconds in times[:256]:
         model.learn(100, float(seconds))
-    assert np.mean(times[256:] > model.p99(100)) < 0.06
+    assert np.mean(times[256:] > model.p99(100)) < 0.1
     assert times.max() < model.hang_after(100, factor=10, floor=0.0, limit=30)
 
 
