@@ -14,36 +14,27 @@ from typing import Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
-from resilient_ai._inference.buffers import BufferPool
-from resilient_ai._inference.cores import usable_cores
-from resilient_ai._inference.session import GpuOptions
 from resilient_ai._models.cards import InputType
 from resilient_ai._models.registry import ModelRegistry
-from resilient_ai._resilience.fault_plan import FaultPlan
 from resilient_ai._serving import arguments as check
-from resilient_ai._serving.assembly import Assembler, Devices
-from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.calls import EmbedCall, RerankCall
 from resilient_ai._serving.dispatcher import on_runner_thread
 from resilient_ai._serving.engine import Engine
 from resilient_ai._serving.health import Health, Notices, examine
-from resilient_ai._serving.hosting import BatchLimits, HostedModel
+from resilient_ai._serving.hosting import HostedModel
 from resilient_ai._serving.jobs import Progress
-from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._telemetry.events import EventBus, Observer
-from resilient_ai._telemetry.log import log, set_level
+from resilient_ai._telemetry.log import set_level
 from resilient_ai._telemetry.observers import LogObserver
+from resilient_ai.composition import build_engine
 from resilient_ai.errors import InvalidInput, Overloaded
 from resilient_ai.settings import AISettings
 from resilient_ai.values import Embeddings, FloatArray, Priority, Ranking
 
 __all__ = ["AIService", "EmbedOptions", "RerankOptions"]
 
-LATE_INTERACTION = "late-interaction"
 STREAM_CHUNK = 256
 STREAM_AHEAD = 2
-
-_MEGABYTE = 1 << 20
 
 Answer = TypeVar("Answer")
 
@@ -123,7 +114,7 @@ class AIService:
         """Load the embedding model, and the reranking model unless it needs none, before the first call."""
         limit = check.check_timeout(timeout, self._settings.default_timeout)
         give_up = None if limit is None else time.monotonic() + limit
-        for name in dict.fromkeys((self._settings.model_name, self._reranker())):
+        for name in dict.fromkeys((self._settings.model_name, self._settings.reranking_model)):
             self._engine.load(name, None if give_up is None else max(0.0, give_up - time.monotonic()))
 
     def embed(self, texts: Iterable[str], **options: Unpack[EmbedOptions]) -> Embeddings:
@@ -243,7 +234,7 @@ class AIService:
             raw_scores=bool(raw_scores),
         )
         return self._engine.submit(
-            self._reranker(),
+            self._settings.reranking_model,
             call,
             timeout=check.check_timeout(timeout, self._settings.default_timeout),
             priority=check.check_priority(priority),
@@ -282,10 +273,6 @@ class AIService:
         state = "closed" if self._closed else "open"
         return f"<AIService {self._settings.model_name} + {self._settings.reranker_name} {state}>"
 
-    def _reranker(self) -> str:
-        name = self._settings.reranker_name
-        return self._settings.model_name if name == LATE_INTERACTION else name
-
     def _start_engine(self) -> tuple[Engine, weakref.finalize[..., AIService]]:
         """An engine, and what closes it when the service is forgotten or the interpreter exits."""
         engine = build_engine(self._settings, self._notices.add, self._events)
@@ -307,63 +294,6 @@ def _renew_services() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_services)
-
-
-_RUNNERS_WITH_GPU = 3
-"""While one waits for a device that may hang and one for its lane, one is free for the CPU."""
-
-
-def build_engine(settings: AISettings, warn: Callable[[str], None], events: EventBus) -> Engine:
-    """Put the parts together as the settings say."""
-    assemble = Assembler(
-        threads=min(settings.parallel_workers, usable_cores()),
-        max_tokens=settings.max_length,
-        limits=BatchLimits(settings.token_budget, settings.batch_size),
-        precision=settings.precision,
-        token_outputs=settings.reranker_name == LATE_INTERACTION,
-        devices=_devices(settings),
-        policy=_policy(settings),
-        events=events,
-        on_missing_gpu=warn if settings.use_gpu == "always" else log.info,
-    )
-    return Engine(
-        ModelRegistry(
-            settings.model_path, mirror=settings.mirror_url, offline=settings.offline, loader=assemble
-        ),
-        BufferPool(settings.memory_pool_size * _MEGABYTE),
-        VectorCache(settings.cache_size),
-        queue_size=settings.queue_size,
-        runners=1 if settings.use_gpu == "never" else _RUNNERS_WITH_GPU,
-    )
-
-
-def _devices(settings: AISettings) -> Devices:
-    gpu = GpuOptions(
-        device_id=settings.gpu_device_ids[0],
-        allow_growth=settings.gpu_allow_growth,
-        tensorrt=settings.use_tensorrt == "true",
-    )
-    plan = settings.fault_plan_json()
-    return Devices(
-        gpu=gpu if settings.use_gpu in {"auto", "always"} else None,
-        required=settings.use_gpu == "always",
-        simulated=settings.use_gpu == "simulated",
-        injectable=settings.allow_fault_injection,
-        faults=None if plan is None else FaultPlan.parse(plan),
-    )
-
-
-def _policy(settings: AISettings) -> FallbackPolicy:
-    return FallbackPolicy(
-        gpu_timeout=settings.gpu_timeout,
-        error_threshold=settings.error_threshold,
-        recovery_time=settings.recovery_time,
-        auto_retry=settings.auto_retry,
-        max_retries=settings.max_retries,
-        fallback=settings.fallback,
-        verify=settings.verify,
-        hedge=settings.hedge,
-    )
 
 
 def _wait(future: Future[Answer]) -> Answer:

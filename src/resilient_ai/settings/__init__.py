@@ -12,7 +12,7 @@ entry in config/resilient_ai.toml follow from that field.
 from __future__ import annotations
 
 from resilient_ai.settings.layers import UnknownVariable
-from resilient_ai.settings.model import AISettings
+from resilient_ai.settings.model import LATE_INTERACTION, AISettings
 from resilient_ai.settings.report import SettingReport
 
-__all__ = ["AISettings", "SettingReport", "UnknownVariable"]
+__all__ = ["LATE_INTERACTION", "AISettings", "SettingReport", "UnknownVariable"]

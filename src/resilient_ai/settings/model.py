@@ -34,7 +34,11 @@ from resilient_ai.settings.layers import Layer, Reading, UnknownVariable, read_l
 from resilient_ai.settings.problems import configuration_error
 from resilient_ai.settings.report import SettingReport, report_setting, report_unknown
 
-__all__ = ["AISettings"]
+__all__ = ["LATE_INTERACTION", "AISettings"]
+
+LATE_INTERACTION = "late-interaction"
+"""The reranker that needs no model of its own."""
+
 
 _MODEL = "the name of a model in the catalogue"
 _PATH = "a path"
@@ -271,6 +275,11 @@ class AISettings(BaseSettings):
     def default_timeout(self) -> float | None:
         """Seconds that a call gets which names no deadline of its own; None for no limit."""
         return self.timeout_ms / 1000 or None
+
+    @property
+    def reranking_model(self) -> str:
+        """The model that scores: `reranker_name`, or the embedding model by late interaction."""
+        return self.model_name if self.reranker_name == LATE_INTERACTION else self.reranker_name
 
     @property
     def gpu_timeout(self) -> float:

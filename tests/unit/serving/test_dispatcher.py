@@ -369,7 +369,7 @@ class TestBounds:
             submitted(dispatcher, ["c"], on)
         with pytest.raises(Overloaded) as caught:
             submitted(dispatcher, ["d"], on)
-        assert 6 <= caught.value.retry_after <= 12
+        assert 6 <= caught.value.retry_after <= 16
 
     def test_no_thread_to_be_had(self, start, monkeypatch):
         """Where no runner can be started the caller hears of it at once, and the next one is served."""

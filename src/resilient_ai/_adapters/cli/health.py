@@ -12,7 +12,6 @@ from resilient_ai._adapters.cli import session as sessions
 from resilient_ai._adapters.cli.console import emit_rows, emit_table, wants_json
 from resilient_ai._adapters.cli.downloads import fetch_missing
 from resilient_ai._adapters.cli.failures import FAILED
-from resilient_ai._adapters.cli.rerank import reranking_model
 
 __all__ = ["register"]
 
@@ -38,7 +37,7 @@ def health(
     """
     session = sessions.of(context)
     with session.service(model_name=model, reranker_name=reranker, model_path=model_path) as service:
-        for name in dict.fromkeys((service.settings.model_name, reranking_model(service))):
+        for name in dict.fromkeys((service.settings.model_name, service.settings.reranking_model)):
             fetch_missing(service.registry, name, quiet=quiet)
         service.load(timeout=timeout)
         found = service.health()

@@ -14,10 +14,9 @@ from resilient_ai._adapters.cli.downloads import fetch_missing
 from resilient_ai._adapters.cli.inputs import open_texts
 
 if TYPE_CHECKING:
-    from resilient_ai.service import AIService
     from resilient_ai.values import Ranking
 
-__all__ = ["register", "reranking_model"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +58,7 @@ def rerank(
                 reranker_name=reranker, model_name=model, model_path=model_path, batch_size=batch_size
             )
         )
-        fetch_missing(service.registry, reranking_model(service), quiet=quiet)
+        fetch_missing(service.registry, service.settings.reranking_model, quiet=quiet)
         ranking = service.rerank(
             query,
             list(source),
@@ -69,14 +68,6 @@ def rerank(
             timeout=timeout,
         )
     _show(ranking, as_json=wants_json(asked=as_json))
-
-
-def reranking_model(service: AIService) -> str:
-    """The model that scores: the embedding model itself in late interaction."""
-    from resilient_ai.service import LATE_INTERACTION  # noqa: PLC0415 - brings the inference engine
-
-    name = service.settings.reranker_name
-    return service.settings.model_name if name == LATE_INTERACTION else name
 
 
 def _show(ranking: Ranking, *, as_json: bool) -> None:

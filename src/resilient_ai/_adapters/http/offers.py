@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from resilient_ai._models.cards import ModelCard
 from resilient_ai.aio import AsyncAIService
 from resilient_ai.errors import ModelNotFound
-from resilient_ai.service import LATE_INTERACTION
+from resilient_ai.settings import LATE_INTERACTION
 
 __all__ = ["Offer", "embedding_offer", "reranking_offer"]
 
@@ -42,9 +42,7 @@ def embedding_offer(service: AsyncAIService) -> Offer:
 
 def reranking_offer(service: AsyncAIService) -> Offer:
     """What reranks; may be the embedding model. Raises as `embedding_offer` does."""
-    name = service.settings.reranker_name
-    if name == LATE_INTERACTION:
-        card = service.registry.get(service.settings.model_name)
-        return Offer(card, frozenset((card.name, *card.aliases, LATE_INTERACTION)), "AI_RERANKER_NAME")
-    card = service.registry.get(name)
-    return Offer(card, frozenset((card.name, *card.aliases)), "AI_RERANKER_NAME")
+    settings = service.settings
+    card = service.registry.get(settings.reranking_model)
+    also = {LATE_INTERACTION} if settings.reranker_name == LATE_INTERACTION else set[str]()
+    return Offer(card, frozenset((card.name, *card.aliases, *also)), "AI_RERANKER_NAME")
