@@ -47,6 +47,7 @@ def build_engine(settings: AISettings, warn: Callable[[str], None], events: Even
         VectorCache(settings.cache_size),
         queue_size=settings.queue_size,
         runners=1 if settings.use_gpu == "never" else _RUNNERS_WITH_GPU,
+        events=events,
     )
 
 

@@ -24,7 +24,7 @@ from resilient_ai._serving.health import Health, Notices, examine
 from resilient_ai._serving.hosting import HostedModel
 from resilient_ai._serving.jobs import Progress
 from resilient_ai._telemetry.events import EventBus, Observer
-from resilient_ai._telemetry.log import set_level
+from resilient_ai._telemetry.log import log, set_level
 from resilient_ai._telemetry.observers import LogObserver
 from resilient_ai.composition import build_engine
 from resilient_ai.errors import InvalidInput, Overloaded
@@ -87,6 +87,9 @@ class AIService:
     def __init__(self, settings: AISettings | None = None) -> None:
         self._settings = settings if settings is not None else AISettings()
         set_level(self._settings.log_level)
+        for unknown in self._settings.unknown:
+            if unknown.nearest:
+                log.warning(f"{unknown.name} is no setting; did you mean {unknown.nearest}?")
         self._notices = Notices()
         self._events = EventBus()
         self._events.subscribe(LogObserver())

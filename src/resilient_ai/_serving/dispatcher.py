@@ -24,6 +24,7 @@ from resilient_ai._serving.admission import Admission, Load, Ticket, weigh
 from resilient_ai._serving.jobs import Job, Lane, Slice, fail_all
 from resilient_ai._serving.queue import JobQueue, urgency
 from resilient_ai._serving.threads import start_thread
+from resilient_ai._telemetry.events import CallShed, EventBus
 from resilient_ai.errors import Overloaded, ResilientAIError, ServiceClosed
 from resilient_ai.values import Batch, IntArray, Tokens, Vectors
 
@@ -75,9 +76,11 @@ class Dispatcher:
         *,
         queue_size: int,
         runners: int = 1,
+        events: EventBus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
+        self._events = events if events is not None else EventBus()
         self._queue_size = queue_size
         self._runners = runners
         self._clock = clock
@@ -99,6 +102,19 @@ class Dispatcher:
         load = _load(job)
         weight = weigh(job.items)
         ticket = job.ticket = Ticket(load, len(job.items), weight / len(job.items))
+        try:
+            shed = self._admit(job, load, weight)
+        except Overloaded as exc:
+            self._events.emit(CallShed(job.priority, exc.retry_after))
+            raise
+        # The ticket, not the job: a cycle of job and future would keep texts and vectors in memory.
+        job.future.add_done_callback(lambda _: self._forget(ticket))
+        if shed is not None:
+            self._events.emit(CallShed(shed.priority, _RETRY_SOON))
+            shed.fail(Overloaded("this bulk call gave way to interactive ones", _RETRY_SOON))
+
+    def _admit(self, job: Job[Any], load: Load, weight: float) -> Job[Any] | None:
+        """Queue the job, and return the one that has to go for it, if one has to."""
         with self._changed:
             if self._closed:
                 raise ServiceClosed("the service is closed; create a new one")
@@ -108,10 +124,7 @@ class Dispatcher:
             self._admission.arrived(load, weight)
             self._queue.put(job)
             self._changed.notify()
-        # The ticket, not the job: a cycle of job and future would keep texts and vectors in memory.
-        job.future.add_done_callback(lambda _: self._forget(ticket))
-        if shed is not None:
-            shed.fail(Overloaded("this bulk call gave way to interactive ones", _RETRY_SOON))
+            return shed
 
     def _make_room(self, job: Job[Any], load: Load, weight: float) -> Job[Any] | None:
         """Refuse the job, or return the one that goes for it, if one must; the caller holds the lock."""

@@ -20,6 +20,7 @@ from resilient_ai._serving.dispatcher import Dispatcher
 from resilient_ai._serving.hosting import HostedModel
 from resilient_ai._serving.jobs import CallFuture, Job, Progress, fail_all, internal_error
 from resilient_ai._serving.loading import BackgroundLoader
+from resilient_ai._telemetry.events import EventBus
 from resilient_ai.errors import DeadlineExceeded, Overloaded, ResilientAIError, ServiceClosed
 from resilient_ai.values import Priority
 
@@ -42,6 +43,7 @@ class Engine:
         *,
         queue_size: int,
         runners: int = 1,
+        events: EventBus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
@@ -52,7 +54,7 @@ class Engine:
         self._queue_size = queue_size
         self._loader = BackgroundLoader(self._load)
         self._deadlines = Deadlines(clock)
-        self.dispatcher = Dispatcher(pool, queue_size=queue_size, runners=runners, clock=clock)
+        self.dispatcher = Dispatcher(pool, queue_size=queue_size, runners=runners, events=events, clock=clock)
         self._lock = threading.Lock()
         self._waiting_for_model = 0  # guarded by `_lock`
         self._closed = False

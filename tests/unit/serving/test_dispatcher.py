@@ -12,6 +12,7 @@ import pytest
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._serving.dispatcher import Dispatcher
 from resilient_ai._serving.hosting import BatchLimits
+from resilient_ai._telemetry.events import EventBus
 from resilient_ai.errors import (
     DeviceFailed,
     InvalidInput,
@@ -370,6 +371,39 @@ class TestBounds:
         with pytest.raises(Overloaded) as caught:
             submitted(dispatcher, ["d"], on)
         assert 6 <= caught.value.retry_after <= 16
+
+    def test_interactive_work_takes_the_place_of_bulk(self, start, gate):
+        """In a full queue the latest bulk call goes for an interactive one, and both are told."""
+        events, told = EventBus(), []
+        events.subscribe(told.append)
+        dispatcher, on = start(queue_size=2, events=events), lane(FakeBackend(before=gate))
+        submitted(dispatcher, ["first"], on)
+        gate.wait()
+        old, late = (submitted(dispatcher, ["x"], on, priority="bulk") for _ in range(2))
+        urgent = submitted(dispatcher, ["y"], on)
+        with pytest.raises(Overloaded, match="gave way"):
+            late.result(WAIT)
+        with pytest.raises(Overloaded):
+            submitted(dispatcher, ["z"], on, priority="bulk")
+        assert [(event.name, event.priority) for event in told] == [("CallShed", "bulk")] * 2
+        gate.open()
+        vectors_of(urgent)
+        vectors_of(old)
+
+    def test_a_call_that_would_be_late_is_refused_at_once(self, start, gate):
+        """Where what waits already takes longer than a call has, it is not queued."""
+        clock = FakeClock()
+        gate.open(1)
+        backend = FakeBackend(before=gate, after=lambda batch: clock.tick(float(batch.rows)))
+        dispatcher, on = start(queue_size=50, clock=clock), lane(backend)
+        vectors_of(submitted(dispatcher, ["a"], on))  # one row took one second by this clock
+        gate.wait()
+        for _ in range(10):
+            submitted(dispatcher, ["b"], on)
+        with pytest.raises(Overloaded, match="deadline") as caught:
+            submitted(dispatcher, ["c"], on, deadline=clock() + 5)
+        assert caught.value.retry_after > 5
+        assert not submitted(dispatcher, ["c"], on, deadline=clock() + 100).done()
 
     def test_no_thread_to_be_had(self, start, monkeypatch):
         """Where no runner can be started the caller hears of it at once, and the next one is served."""

@@ -11,7 +11,7 @@ import weakref
 import numpy as np
 import pytest
 
-from resilient_ai import AIService
+from resilient_ai import AIService, AISettings
 from resilient_ai.errors import (
     DeadlineExceeded,
     DeviceFailed,
@@ -378,3 +378,11 @@ class TestFullQueue:
             ai.load()
             parts = list(ai.embed_stream((f"w{n}" for n in range(64)), chunk_size=2))
         assert [len(part) for part in parts] == [2] * 32
+
+
+def test_a_misspelt_variable_is_reported(caplog):
+    """A variable that is nearly a setting's name is told in the log; a stranger's is not."""
+    settings = AISettings.load(environ={"AI_BATCHSIZE": "3", "AI_ZZZZZZZZZZ": "1"}, use_gpu="never")
+    with AIService(settings):
+        assert "AI_BATCHSIZE is no setting; did you mean AI_BATCH_SIZE?" in caplog.text
+    assert "ZZZ" not in caplog.text
