@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import time
 from pathlib import Path
@@ -22,6 +23,10 @@ GRACE = 5.0
 
 
 def pytest_configure(config):
+    # A run in the background of a shell ignores these, and so would every program the tests start.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     config.addinivalue_line("markers", "keeps_threads: shares something with the next test that owns threads")
 
 

@@ -182,9 +182,11 @@ def test_rerank_similar_and_health(start):
 
 
 def test_demo(start):
-    """The demo shows shape, rankings and who served."""
+    """The demo shows shape, rankings, who served, and that nothing is lost when the GPU fails."""
     code, out, err = finish(start("demo"))
-    assert (code, err) == (0, "")
+    assert code == 0, err
+    assert "error[" not in err
+    assert "0 wrong, 0 lost" in out
     assert "vectors of shape (6, 384)" in out
     assert out.count("Photosynthesis converts") == 2
     assert "served by cpu" in out
