@@ -9,13 +9,21 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Admission", "Load", "Ticket", "weigh"]
+from resilient_ai._serving.cost import CostModel
 
-_SMOOTHING = 0.2
-"""Weight of the newest wave in the running estimate of seconds per unit of weight."""
+__all__ = ["CHARACTERS_PER_TOKEN", "Admission", "Load", "Ticket", "weigh"]
+
+_FORGET = 0.9
+"""Weight of each earlier batch against the next: the last ten or so decide what a batch costs."""
+
+_REACH = 4
+"""Costs are not guessed beyond so many times what has been seen, short of a full batch."""
+
+CHARACTERS_PER_TOKEN = 4.0
+"""A rough mean over languages and tokenizers; only orders of magnitude hang on it."""
 
 _CHARACTERS_PER_ROW = 16
 """What a row costs beside its text: special tokens, its share of a batch."""
@@ -36,11 +44,12 @@ late, with 1.7 one in two hundred, with 2.0 none, at 95 % of the capacity.
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A kind of work: how urgent, and what makes its rows cost what they cost."""
+    """A kind of work: how urgent, what it runs on, and what a full batch of it weighs, near enough."""
 
     urgency: int
     model: str
     task: str
+    full: float
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +80,14 @@ def _length(item: Any) -> int:
     return len(item) if isinstance(item, str) else sum(map(len, item))
 
 
+@dataclass(slots=True)
+class _Cost:
+    """What batches cost on one device, by weight, and the largest seen."""
+
+    line: CostModel = field(default_factory=lambda: CostModel(_FORGET))
+    largest: int = 1
+
+
 class Admission:
     """What is waiting and running, how long that will take, and who keeps the device busy.
 
@@ -79,7 +96,7 @@ class Admission:
 
     def __init__(self) -> None:
         self._outstanding: defaultdict[Load, float] = defaultdict(float)
-        self._rates: dict[tuple[Load, str], float] = {}
+        self._costs: dict[tuple[str, str, str], _Cost] = {}
         self._busy: defaultdict[int, float] = defaultdict(float)
         self._busy_at = -math.inf
 
@@ -92,9 +109,9 @@ class Admission:
 
     def learn(self, load: Load, device: str, weight: float, seconds: float, now: float) -> None:
         """Take in a batch that ran."""
-        rate = seconds / max(weight, 1.0)
-        known = self._rates.get((load, device), rate)
-        self._rates[load, device] = known + _SMOOTHING * (rate - known)
+        cost = self._costs.setdefault((load.model, load.task, device), _Cost())
+        cost.line.learn(max(1, int(weight)), seconds)
+        cost.largest = max(cost.largest, int(weight), 1)
         self._fade(now)
         self._busy[load.urgency] += seconds
 
@@ -104,29 +121,37 @@ class Admission:
         What is as urgent or more goes first; what is more urgent and still to come takes the share
         of the device that it took lately.
         """
-        own = self._rate(load, device)
+        own = self._seconds(load, weight, device)
         if own is None:
             return None
         ahead = sum(
-            waiting * (self._rate(other, device) or own)
+            self._at_least(other, waiting, device)
             for other, waiting in self._outstanding.items()
             if other.urgency <= load.urgency
         )
         self._fade(now)
         taken = sum(busy for urgency, busy in self._busy.items() if urgency < load.urgency) / _MEMORY
-        return _SAFETY * (ahead + weight * own) / max(0.1, 1 - taken)
+        return _SAFETY * (ahead + own) / max(0.1, 1 - taken)
 
-    def _rate(self, load: Load, device: str) -> float | None:
-        """Seconds per unit of weight; a single query's unit is dearer than one of a full batch.
+    def _at_least(self, load: Load, weight: float, device: str) -> float:
+        """What waiting work takes; as much of it as can be told, where all would be a guess."""
+        known = self._seconds(load, weight, device)
+        if known is None and (cost := self._costs.get((load.model, load.task, device))) is not None:
+            known = self._seconds(load, _REACH * cost.largest, device)
+        return known or 0.0
 
-        Before a kind of work has run, the same model's at another urgency stands for it.
+    def _seconds(self, load: Load, weight: float, device: str) -> float | None:
+        """What work of this weight takes, in batches as large as any seen; None where that is a guess.
+
+        A lone query costs far more for its size than a row of a full batch, so from queries alone
+        nothing follows for a call of thousands of rows.
         """
-        exact = self._rates.get((load, device))
-        if exact is not None:
-            return exact
-        same = (load.model, load.task, device)
-        rates = (rate for (other, on), rate in self._rates.items() if (other.model, other.task, on) == same)
-        return next(rates, None)
+        cost = self._costs.get((load.model, load.task, device))
+        if cost is None or (weight > _REACH * cost.largest and cost.largest * _REACH < load.full):
+            return None
+        batches, rest = divmod(int(weight), cost.largest)
+        whole = batches * (cost.line.estimate(cost.largest) or 0.0)
+        return whole + ((cost.line.estimate(rest) or 0.0) if rest else 0.0)
 
     def _fade(self, now: float) -> None:
         """Let what lies back count less: exponential decay over `_MEMORY` seconds."""

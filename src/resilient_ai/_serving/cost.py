@@ -31,7 +31,8 @@ class CostModel:
     healthy device may be.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forget: float = _FORGET) -> None:
+        self._forget = forget
         self._lock = threading.Lock()
         # Guarded by `_lock`. Weighted sums of 1, x, y, x*x, x*y.
         self._sums = [0.0, 0.0, 0.0, 0.0, 0.0]
@@ -47,7 +48,7 @@ class CostModel:
             if self._samples and (expected := self._line(size)) > 0:
                 self._ratios.append(seconds / expected)
             sample = (1.0, float(size), seconds, float(size) * size, size * seconds)
-            self._sums = [_FORGET * old + new for old, new in zip(self._sums, sample, strict=True)]
+            self._sums = [self._forget * old + new for old, new in zip(self._sums, sample, strict=True)]
             self._samples += 1
             self._seen_sizes.add(size.bit_length())
             if self._ratios and self._samples % _REFRESH == 0:

@@ -20,7 +20,7 @@ import numpy as np
 
 from resilient_ai._inference.batching import collate, plan
 from resilient_ai._inference.buffers import BufferPool
-from resilient_ai._serving.admission import Admission, Load, Ticket, weigh
+from resilient_ai._serving.admission import CHARACTERS_PER_TOKEN, Admission, Load, Ticket, weigh
 from resilient_ai._serving.jobs import Job, Lane, Slice, fail_all
 from resilient_ai._serving.queue import JobQueue, urgency
 from resilient_ai._serving.threads import start_thread
@@ -288,7 +288,8 @@ def on_runner_thread() -> bool:
 
 
 def _load(job: Job[Any]) -> Load:
-    return Load(urgency(job), job.lane.model, job.lane.task)
+    lane = job.lane
+    return Load(urgency(job), lane.model, lane.task, lane.token_budget * CHARACTERS_PER_TOKEN)
 
 
 def _encode(slices: list[Slice]) -> _Wave:

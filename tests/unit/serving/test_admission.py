@@ -4,9 +4,8 @@ import pytest
 
 from resilient_ai._serving.admission import _SAFETY, Admission, Load, weigh
 
-SINGLE = Load(0, "model", "embed")
-LARGE = Load(1, "model", "embed")
-BULK = Load(2, "model", "embed")
+SINGLE = Load(0, "model", "embed", full=10.0)
+BULK = Load(2, "model", "embed", full=10.0)
 
 
 @pytest.fixture
@@ -64,11 +63,11 @@ def test_work_that_left_is_not_waited_for(admission):
     assert admission.wait(SINGLE, 0.0, "cpu", now=0.0) == 0
 
 
-def test_the_rate_follows_the_device(admission):
-    """A device that becomes slower is believed within a few batches."""
-    for moment in range(20):
+def test_the_cost_follows_the_device(admission):
+    """A device that becomes slower is believed within a few dozen batches."""
+    for moment in range(40):
         admission.learn(SINGLE, "cpu", 10.0, 20.0, now=-900.0 + moment)
-    assert admission.wait(SINGLE, 10.0, "cpu", now=0.0) == pytest.approx(_SAFETY * 20, rel=0.02)
+    assert admission.wait(SINGLE, 10.0, "cpu", now=0.0) == pytest.approx(_SAFETY * 20, rel=0.05)
 
 
 def test_weight_grows_with_text_up_to_what_is_read():
@@ -78,9 +77,13 @@ def test_weight_grows_with_text_up_to_what_is_read():
     assert weigh(["a"] * 7) == 7 * weigh(["a"])
 
 
-def test_each_kind_of_work_has_its_own_rate(admission):
-    """Bulk rows in full batches are cheaper than single queries, and both are known."""
-    for moment in range(50):
-        admission.learn(BULK, "cpu", 100.0, 10.0, now=-900.0 + moment)
-    single, bulk = (admission.wait(load, 10.0, "cpu", now=0.0) for load in (SINGLE, BULK))
-    assert single == pytest.approx(10 * bulk, rel=0.01)
+def test_nothing_is_guessed_from_lone_queries():
+    """From single queries, dear for their size, nothing follows for a call of thousands of rows."""
+    admission = Admission()
+    lone, large = (Load(urgency, "model", "embed", full=2048.0) for urgency in (0, 1))
+    for _ in range(50):
+        admission.learn(lone, "cpu", 20.0, 0.002, now=0.0)
+    assert admission.wait(lone, 20.0, "cpu", now=0.0) == pytest.approx(_SAFETY * 0.002)
+    assert admission.wait(large, 100_000.0, "cpu", now=0.0) is None
+    admission.learn(large, "cpu", 2000.0, 0.03, now=0.0)
+    assert 0.5 < admission.wait(large, 100_000.0, "cpu", now=0.0) < 10
