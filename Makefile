@@ -61,7 +61,7 @@ $(BENCH_READY): pyproject.toml requirements/bench.lock requirements/model.lock
 	touch $@
 
 # The lock files name no index and no host, and take the newest versions that pyproject.toml allows.
-UV := $(BIN)/uv pip compile pyproject.toml --extra all-but-gpu --generate-hashes --no-header --no-annotate --no-emit-index-url
+UV := $(BIN)/uv pip compile pyproject.toml --extra all-but-gpu --generate-hashes --no-header --no-annotate
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
 	head -n 2 requirements/dev.lock > $(VENV)/head
