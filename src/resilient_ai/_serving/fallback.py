@@ -236,10 +236,7 @@ class FallbackManager:
             permit.ignore()
             raise _as_own_error(error, failure)
         device.failed(permit, failure, error)
-        self._ledger.failed(device.name, failure.failure_class.value, failure.text)
-        self._emit(
-            DeviceFailure(device.name, failure.failure_class.value, failure.text, failure.hint, batch.rows)
-        )
+        self._note_failure(device.name, failure, batch)
         return failure.failure_class.value, _as_device_error(error, failure)
 
     # -- the last device ------------------------------------------------------------------------
@@ -265,9 +262,7 @@ class FallbackManager:
         failure = self.classify(error)
         if not failure.verdict.fail_over:
             raise _as_own_error(error, failure)
-        device = self.reference.device
-        self._ledger.failed(device, failure.failure_class.value, failure.text)
-        self._emit(DeviceFailure(device, failure.failure_class.value, failure.text, failure.hint, batch.rows))
+        self._note_failure(self.reference.device, failure, batch)
         own = _as_device_error(error, failure)
         if not causes:
             raise own from error
@@ -285,6 +280,11 @@ class FallbackManager:
         if isinstance(error, DeadlineExceeded):
             return Failure(FailureClass.CANCELLED, str(error))
         return self._classifier.classify(error)
+
+    def _note_failure(self, device: str, failure: Failure, batch: Batch) -> None:
+        kind = failure.failure_class.value
+        self._ledger.failed(device, kind, failure.text)
+        self._emit(DeviceFailure(device, kind, failure.text, failure.hint, batch.rows))
 
     def _on_transition(self, move: Transition) -> None:
         if self.guarded and move.name == self.guarded[0].name:
