@@ -8,6 +8,7 @@ two batches a more urgent wave may go first.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -128,12 +129,12 @@ class Dispatcher:
 
     def _make_room(self, job: Job[Any], load: Load, weight: float) -> Job[Any] | None:
         """Refuse the job, or return the one that goes for it, if one must; the caller holds the lock."""
-        now = self._clock()
-        wait = self._admission.wait(load, weight, job.lane.backend.device, now)
-        if job.deadline is not None and wait is not None and now + wait > job.deadline:
-            self._rejected += 1
-            late = now + wait - job.deadline
-            raise Overloaded(f"this call would end {late:.2f} s after its deadline", max(_RETRY_SOON, late))
+        if job.deadline is not None:
+            late = self._wait(job, load, weight) - (job.deadline - self._clock())
+            if late > 0:
+                self._rejected += 1
+                told = f"this call would end {late:.2f} s after its deadline"
+                raise Overloaded(told, max(_RETRY_SOON, late))
         if len(self._queue) >= self._queue_size:
             self._queue.discard_over()
         if len(self._queue) < self._queue_size:
@@ -141,8 +142,14 @@ class Dispatcher:
         self._rejected += 1
         shed = self._queue.shed() if job.priority == "interactive" else None
         if shed is None:
-            raise Overloaded(f"{len(self._queue)} calls wait already", max(_RETRY_SOON, wait or 0.0))
+            retry_after = max(_RETRY_SOON, self._wait(job, load, weight))
+            raise Overloaded(f"{len(self._queue)} calls wait already", retry_after)
         return shed
+
+    def _wait(self, job: Job[Any], load: Load, weight: float) -> float:
+        """Seconds until the job would be done, as far as can be told; minus infinity where nothing can."""
+        wait = self._admission.wait(load, weight, job.lane.backend.device, self._clock())
+        return -math.inf if wait is None else wait
 
     def _forget(self, ticket: Ticket) -> None:
         """A job is over: what was not computed of it will not be waited for."""
