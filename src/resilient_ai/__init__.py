@@ -14,6 +14,8 @@ Names are imported when they are first used: importing the package itself costs 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from resilient_ai._version import __version__
+
 if TYPE_CHECKING:
     from resilient_ai import similarity, testing
     from resilient_ai._inference.buffers import BufferPool
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from resilient_ai.settings import AISettings
     from resilient_ai.values import Embeddings, RankedDocument, Ranking
 
-__version__ = "0.1.0"
 
 _MODULES = ("similarity", "testing")
 _HOMES = {

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._inference.cores import usable_cores
 from resilient_ai._inference.session import GpuOptions
 from resilient_ai._models.registry import ModelRegistry
 from resilient_ai._resilience.fault_plan import FaultPlan
-from resilient_ai._serving.assembly import Assembler, Devices
+from resilient_ai._resilience.faults import Injector
+from resilient_ai._serving.assembly import Assembler
 from resilient_ai._serving.cache import VectorCache
+from resilient_ai._serving.devices import Devices, InProcess, InWorkers, Opener, no_device
 from resilient_ai._serving.engine import Engine
+from resilient_ai._serving.hints import Hints
 from resilient_ai._serving.hosting import BatchLimits
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._telemetry.events import EventBus
 from resilient_ai._telemetry.log import log
+from resilient_ai._version import __version__
+from resilient_ai._workers.budget import RestartBudget
+from resilient_ai._workers.card_lock import CardLock
+from resilient_ai._workers.command import worker_command, worker_env
+from resilient_ai._workers.house import WorkerHouse
+from resilient_ai._workers.messages import DeviceSpec
+from resilient_ai._workers.watch import WorkerLimits
+from resilient_ai._workers.worker import Worker
 from resilient_ai.settings import LATE_INTERACTION, AISettings
 
 __all__ = ["build_engine"]
 
 _MEGABYTE = 1 << 20
+_ENGINES = ".tensorrt"
+_HINTS = ".hints"
+_SHORTEST_WAIT = 1.0
+_LOCKS = Path(tempfile.gettempdir()) / "resilient-ai-locks"
+"""One folder for every process of the machine that may want a card."""
 
 _RUNNERS_WITH_GPU = 3
 """While one waits for a device that may hang and one for its lane, one is free for the CPU."""
@@ -28,13 +48,16 @@ _RUNNERS_WITH_GPU = 3
 
 def build_engine(settings: AISettings, warn: Callable[[str], None], events: EventBus) -> Engine:
     """Put the parts together as the settings say."""
+    threads = min(settings.parallel_workers, usable_cores())
+    house = WorkerHouse(settings.gpu_device_ids, partial(_hire, settings, threads, events))
     assemble = Assembler(
-        threads=min(settings.parallel_workers, usable_cores()),
+        threads=threads,
         max_tokens=settings.max_length,
         limits=BatchLimits(settings.token_budget, settings.batch_size),
         precision=settings.precision,
         token_outputs=settings.reranker_name == LATE_INTERACTION,
-        devices=_devices(settings),
+        devices=_devices(settings, house, threads),
+        hints=Hints(settings.model_path.absolute() / _HINTS),
         policy=_policy(settings),
         events=events,
         on_missing_gpu=warn if settings.use_gpu == "always" else log.info,
@@ -46,25 +69,74 @@ def build_engine(settings: AISettings, warn: Callable[[str], None], events: Even
         BufferPool(settings.memory_pool_size * _MEGABYTE),
         VectorCache(settings.cache_size),
         queue_size=settings.queue_size,
-        runners=1 if settings.use_gpu == "never" else _RUNNERS_WITH_GPU,
+        runners=1 if settings.use_gpu == "never" else _RUNNERS_WITH_GPU + len(settings.gpu_device_ids) - 1,
         events=events,
+        devices=house,
     )
 
 
-def _devices(settings: AISettings) -> Devices:
-    gpu = GpuOptions(
+def _devices(settings: AISettings, house: WorkerHouse, threads: int) -> Devices:
+    if settings.use_gpu == "never":
+        return Devices(no_device)
+    simulated = settings.use_gpu == "simulated"
+    opener: Opener = InWorkers(
+        house, settings.gpu_timeout, needs_cuda=not simulated and settings.worker_python is None
+    )
+    if settings.gpu_in_process:
+        opener = InProcess(
+            "simulated" if simulated else "gpu",
+            None if simulated else _gpu_options(settings),
+            threads,
+            injectable=settings.allow_fault_injection,
+            faults=_fault_plan(settings),
+        )
+    return Devices(
+        opener,
+        required=settings.use_gpu == "always",
+        token_budget=None if simulated else settings.gpu_token_budget,
+        buckets=not simulated,
+    )
+
+
+def _gpu_options(settings: AISettings) -> GpuOptions:
+    return GpuOptions(
         device_id=settings.gpu_device_ids[0],
         allow_growth=settings.gpu_allow_growth,
         tensorrt=settings.use_tensorrt == "true",
     )
-    plan = settings.fault_plan_json()
-    return Devices(
-        gpu=gpu if settings.use_gpu in {"auto", "always"} else None,
-        required=settings.use_gpu == "always",
-        simulated=settings.use_gpu == "simulated",
-        injectable=settings.allow_fault_injection,
-        faults=None if plan is None else FaultPlan.parse(plan),
+
+
+def _hire(settings: AISettings, threads: int, events: EventBus, card: int) -> Worker:
+    """The worker of a card; nothing is started yet."""
+    python = None if settings.worker_python is None else str(settings.worker_python)
+    simulated = settings.use_gpu == "simulated"
+    name = "simulated" if simulated else "gpu"
+    return Worker(
+        DeviceSpec(
+            name=name if len(settings.gpu_device_ids) == 1 else f"{name}:{card}",
+            kind="cpu" if simulated else "cuda",
+            card=card,
+            memory_fraction=settings.gpu_memory_fraction,
+            allow_growth=settings.gpu_allow_growth,
+            tensorrt=settings.use_tensorrt,
+            tensorrt_cache=str(settings.model_path.absolute() / _ENGINES),
+            threads=threads,
+            injectable=settings.allow_fault_injection,
+        ),
+        command=worker_command(python),
+        env=worker_env(os.environ, python=python),
+        version=__version__,
+        limits=WorkerLimits(phase=settings.worker_phase, idle=settings.worker_idle),
+        budget=RestartBudget(max_wait=max(settings.recovery_time, _SHORTEST_WAIT)),
+        lock=CardLock(_LOCKS, card) if settings.gpu_exclusive else None,
+        injector=Injector(_fault_plan(settings)) if settings.allow_fault_injection else None,
+        events=events,
     )
+
+
+def _fault_plan(settings: AISettings) -> FaultPlan | None:
+    plan = settings.fault_plan_json()
+    return None if plan is None else FaultPlan.parse(plan)
 
 
 def _policy(settings: AISettings) -> FallbackPolicy:

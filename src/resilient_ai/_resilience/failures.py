@@ -14,14 +14,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from string import Formatter
-from typing import Final
+from typing import ClassVar, Final
 
 from resilient_ai._resilience.verdicts import GRAVITY, VERDICTS, FailureClass, Verdict
-from resilient_ai.errors import AllBackendsFailed, ConfigurationError, DeviceUnavailable, ResilientAIError
+from resilient_ai.errors import (
+    AllBackendsFailed,
+    ConfigurationError,
+    DeviceFailed,
+    DeviceUnavailable,
+    ResilientAIError,
+)
 
 __all__ = [
     "VERDICTS",
     "Classifier",
+    "Diagnosed",
     "Failure",
     "FailureClass",
     "FailureDetails",
@@ -63,6 +70,8 @@ _BY_NAME: Final[Mapping[str, FailureClass]] = {
 _CANCELLATIONS: Final = frozenset({"KeyboardInterrupt", "SystemExit", "GeneratorExit", "CancelledError"})
 _WHOSE: Final[Mapping[str, FailureClass]] = {"caller": FailureClass.CALLER, "model": FailureClass.MODEL}
 
+# How an error of another process begins: its class did not come along.
+_QUOTED_NAME: Final = re.compile(r"(\w{1,40}): ")
 _CUDA_CODE: Final = re.compile(r"CUDA (?:failure|error) (\d{1,9})\b")
 _GPU: Final = re.compile(r"GPU=(\d{1,9})\b")
 
@@ -151,6 +160,12 @@ class Failure:
         return VERDICTS[self.failure_class]
 
 
+class Diagnosed(DeviceFailed):
+    """Raised where it is known what kind of failure it is: its text only tells what to do about it."""
+
+    failure_class: ClassVar[FailureClass] = FailureClass.UNKNOWN
+
+
 class Classifier:
     """Tell what errors mean. Immutable after construction, so safe to share between threads.
 
@@ -226,12 +241,18 @@ class Classifier:
         return min(judged, key=lambda failure: GRAVITY[failure.failure_class])
 
     def _alone(self, error: BaseException, card: int | None) -> Failure:
+        if isinstance(error, Diagnosed):
+            told = self.classify_text(_text(error), card_total_bytes=card)
+            known = error.failure_class
+            return told if told.failure_class is known else Failure(known, told.text)
         names = {cls.__name__ for cls in type(error).__mro__}
         if promised := _by_promise(error, names):
             # The text of these may quote what a caller wrote, so it is not read.
             return Failure(promised, _excerpt(_text(error)))
         failure = self.classify_text(_text(error), card_total_bytes=card)
         if failure.failure_class is FailureClass.UNKNOWN:
+            if quoted := _QUOTED_NAME.match(failure.text):
+                names.add(quoted[1])
             for name in _BY_NAME.keys() & names:
                 return Failure(_BY_NAME[name], failure.text)
         return failure

@@ -1,139 +1,34 @@
 """When which fault happens: a plan as data, the same every time it is run.
 
-Decisions are a pure function of the plan's seed, the number of the call, the time since the plan
-began and the batch. Nothing is drawn from a shared stream, so threads cannot change the outcome.
+Decisions are a pure function of the plan's seed, the number of the call or start, the time since the
+plan began and the batch. Nothing is drawn from a shared stream, so threads cannot change the outcome.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from resilient_ai._resilience.fault_kinds import (
-    ConstantRows,
-    Fault,
-    Hang,
-    Inf,
-    Nan,
-    NoFault,
-    OutOfMemory,
-    PlanValue,
-    RaiseError,
-    SilentCpu,
-    Slow,
-    WrongShape,
-    WrongValues,
-    ZeroRows,
-    require,
-)
+from resilient_ai._resilience.fault_kinds import Fault, NoFault, PlanValue
+from resilient_ai._resilience.fault_presets import PRESETS
+from resilient_ai._resilience.fault_rules import FaultRule, When
 from resilient_ai.errors import ConfigurationError
 from resilient_ai.values import Batch
 
 __all__ = ["FaultPlan", "FaultRule", "When"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class When(PlanValue):
-    """The calls that a rule is for: those for which everything given here holds.
-
-    Attributes:
-        calls: These calls, by number. The first call after the plan was set is number 1.
-        first: This call and all later ones.
-        last: This call and all earlier ones.
-        every: Each call whose number this divides.
-        rate: This share of the calls, chosen by the plan's seed.
-        after: From so many seconds after the plan was set.
-        before: Until so many seconds after the plan was set.
-        flap: Seconds on, seconds off, in turns.
-        min_rows: Batches of at least so many rows.
-        min_tokens: Batches of at least so many real tokens.
-        shape: Batches of exactly (rows, longest).
-    """
-
-    calls: tuple[int, ...] = ()
-    first: int | None = None
-    last: int | None = None
-    every: int | None = None
-    rate: float | None = None
-    after: float | None = None
-    before: float | None = None
-    flap: tuple[float, float] | None = None
-    min_rows: int | None = None
-    min_tokens: int | None = None
-    shape: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("first", "last", "every", "min_rows", "min_tokens"):
-            number = getattr(self, name)
-            require(number is None or number >= 1, f"when.{name}", number, "1 or more")
-        for name in ("after", "before"):
-            seconds = getattr(self, name)
-            require(seconds is None or 0 <= seconds < math.inf, f"when.{name}", seconds, "0 or more seconds")
-        require(all(call >= 1 for call in self.calls), "when.calls", self.calls, "numbers of 1 or more")
-        require(self.rate is None or 0 <= self.rate <= 1, "when.rate", self.rate, "between 0 and 1")
-        require(
-            self.flap is None or all(0 < part < math.inf for part in self.flap),
-            "when.flap",
-            self.flap,
-            "two times of more than 0 seconds",
-        )
-
-    def holds(self, *, call: int, elapsed: float, batch: Batch, chance: float) -> bool:
-        """Whether this call is meant; `chance` is the call's own number in [0, 1)."""
-        return (
-            self._holds_for_call(call)
-            and self._holds_at(elapsed)
-            and self._holds_for_batch(batch)
-            and (self.rate is None or chance < self.rate)
-        )
-
-    def _holds_for_call(self, call: int) -> bool:
-        return (
-            (not self.calls or call in self.calls)
-            and (self.first is None or call >= self.first)
-            and (self.last is None or call <= self.last)
-            and (self.every is None or call % self.every == 0)
-        )
-
-    def _holds_at(self, elapsed: float) -> bool:
-        return (
-            (self.after is None or elapsed >= self.after)
-            and (self.before is None or elapsed < self.before)
-            and (self.flap is None or elapsed % sum(self.flap) < self.flap[0])
-        )
-
-    def _holds_for_batch(self, batch: Batch) -> bool:
-        return (
-            (self.min_rows is None or batch.rows >= self.min_rows)
-            and (self.min_tokens is None or batch.tokens >= self.min_tokens)
-            and (self.shape is None or batch.input_ids.shape == self.shape)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class FaultRule(PlanValue):
-    """One fault, and when it happens; by default on every call."""
-
-    what: Fault
-    when: When = field(default_factory=When)
-
-    def fires(self, *, call: int, elapsed: float, batch: Batch, chance: float) -> bool:
-        """Whether the fault happens on this call."""
-        if isinstance(self.what, OutOfMemory) and batch.rows <= self.what.above_rows:
-            return False
-        return self.when.holds(call=call, elapsed=elapsed, batch=batch, chance=chance)
-
-
 @dataclass(frozen=True, slots=True)
 class FaultPlan(PlanValue):
     """Rules in order: on each call the first that fires decides, and without one nothing happens.
+
+    Rules for faults of a worker's start are for starts alone, all others for calls alone.
 
     As JSON::
 
@@ -154,6 +49,19 @@ class FaultPlan(PlanValue):
             if rule.fires(call=call, elapsed=elapsed, batch=batch, chance=chance):
                 return None if isinstance(rule.what, NoFault) else rule.what
         return None
+
+    def decide_start(self, *, start: int, elapsed: float) -> Fault | None:
+        """Say what happens on a worker's start: numbered from 1, `elapsed` seconds after the plan was set."""
+        for index, rule in enumerate(self.rules):
+            chance = _chance(self.seed, index, start) if rule.when.rate is not None else 0.0
+            if rule.fires_at_start(start=start, elapsed=elapsed, chance=chance):
+                return rule.what
+        return None
+
+    @property
+    def needs_process(self) -> bool:
+        """Whether it has faults that only a process of its own can suffer."""
+        return any(rule.what.needs_process for rule in self.rules)
 
     def to_json(self) -> str:
         """Write the plan as JSON; `parse` reads it back as an equal plan."""
@@ -182,16 +90,19 @@ class FaultPlan(PlanValue):
         Raises:
             ConfigurationError: There is none of that name.
         """
-        if name not in _PRESETS:
+        if name not in PRESETS:
             raise ConfigurationError(
-                f"There is no fault preset {name!r}. Choose one of: {', '.join(_PRESETS)}."
+                f"There is no fault preset {name!r}. Choose one of: {', '.join(PRESETS)}."
             )
-        return cls((_PRESETS[name],), name=name)
+        return cls(PRESETS[name], name=name)
 
     @classmethod
-    def presets(cls) -> tuple[str, ...]:
-        """The names of the plans that are ready to use: each kind of fault, and some typical errors."""
-        return tuple(_PRESETS)
+    def presets(cls, *, process: bool = True) -> tuple[str, ...]:
+        """The names of the plans that are ready to use: each kind of fault, and some typical errors.
+
+        Without `process`, those that a device in the host's own process can have as well.
+        """
+        return tuple(name for name in PRESETS if process or not cls.preset(name).needs_process)
 
 
 def _chance(seed: int, rule: int, call: int) -> float:
@@ -234,51 +145,3 @@ def _plain(value: object) -> Any:
 
 def _default(item: Field[Any]) -> object:
     return item.default if item.default_factory is MISSING else item.default_factory()
-
-
-_PRESETS: Final[dict[str, FaultRule]] = {
-    "raise": FaultRule(RaiseError()),
-    "oom": FaultRule(OutOfMemory(above_rows=4)),
-    "hang": FaultRule(Hang()),
-    "slow": FaultRule(Slow(seconds=1.0)),
-    "nan": FaultRule(Nan()),
-    "inf": FaultRule(Inf()),
-    "wrong_shape": FaultRule(WrongShape()),
-    "wrong_values": FaultRule(WrongValues()),
-    "constant_rows": FaultRule(ConstantRows()),
-    "zero_rows": FaultRule(ZeroRows()),
-    "silent_cpu": FaultRule(SilentCpu()),
-    "flapping": FaultRule(RaiseError(), When(flap=(5.0, 5.0))),
-    "none": FaultRule(NoFault()),
-    "perturbed": FaultRule(WrongValues(how="perturbed")),
-    "wrong_dimension": FaultRule(WrongShape(axis="dimension")),
-    "poisoned": FaultRule(
-        RaiseError(
-            error="Fail",
-            text="[ONNXRuntimeError] : 1 : FAIL : CUDA failure 700: an illegal memory access was encountered "
-            "; GPU=0 ; hostname=injected ; file=gpu_data_transfer.cc ; line=63 ; expr=cudaMemcpyAsync(dst)",
-        )
-    ),
-    "device_lost": FaultRule(
-        RaiseError(
-            error="Fail", text="CUDA failure 999: unknown error ; GPU=0 ; expr=cudaSetDevice(injected)"
-        )
-    ),
-    "missing_library": FaultRule(
-        RaiseError(
-            text="Failed to load library libonnxruntime_providers_cuda.so with error: "
-            "libcublasLt.so.13: cannot open shared object file: No such file or directory"
-        )
-    ),
-    "worker_died": FaultRule(RaiseError(error="BrokenPipeError", text="[Errno 32] Broken pipe")),
-    "transient": FaultRule(
-        RaiseError(error="OSError", text="[Errno 11] Resource temporarily unavailable"), When(calls=(1,))
-    ),
-    "caller": FaultRule(
-        RaiseError(
-            error="InvalidArgument",
-            text="[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Invalid rank for input: input_ids "
-            "Got: 3 Expected: 2 Please fix either the inputs/outputs or the model.",
-        )
-    ),
-}

@@ -48,7 +48,7 @@ class Verdict:
         probe_first: The device's context has to be probed before anything else: the text may
             hide a dead one. A failed probe makes it POISONED.
         retry_same_device: The same batch may be run again on the same device.
-        split: The batch should be run again in smaller pieces.
+        split: The batch should be run again in smaller pieces; it counts when one row is too large.
         replace_worker: The worker process cannot be used any more.
         fail_over: The next device may run the batch. False where it would only fail again.
     """
@@ -61,13 +61,6 @@ class Verdict:
     split: bool = False
     replace_worker: bool = False
     fail_over: bool = True
-
-    def counts_at(self, rows: int) -> bool:
-        """Whether it counts against the breaker for a batch of so many rows.
-
-        What a smaller batch heals counts only when a single row does not fit.
-        """
-        return self.counts or (self.split and rows <= 1)
 
 
 _REPLACE: Final = Verdict(healed_by="fresh_worker", counts=True, opens_at_once=True, replace_worker=True)

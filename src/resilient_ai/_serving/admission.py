@@ -44,12 +44,15 @@ late, with 1.7 one in two hundred, with 2.0 none, at 95 % of the capacity.
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A kind of work: how urgent, what it runs on, and what a full batch of it weighs, near enough."""
+    """A kind of work: how urgent, what it runs on, and what a full batch of it weighs, near enough.
+
+    Loads that differ in the last only are the same: it changes with the device that serves.
+    """
 
     urgency: int
     model: str
     task: str
-    full: float
+    full: float = field(compare=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +104,8 @@ class Admission:
         self._busy_at = -math.inf
 
     def arrived(self, load: Load, weight: float) -> None:
-        self._outstanding[load] += weight
+        # Taken out first, so that the key is the newest and says what a full batch weighs now.
+        self._outstanding[load] = self._outstanding.pop(load, 0.0) + weight
 
     def left(self, load: Load, weight: float) -> None:
         """Work that was done, or that nobody wants any more."""
@@ -115,11 +119,11 @@ class Admission:
         self._fade(now)
         self._busy[load.urgency] += seconds
 
-    def wait(self, load: Load, weight: float, device: str, now: float) -> float | None:
+    def wait(self, load: Load, weight: float, device: str, now: float, *, width: int = 1) -> float | None:
         """Seconds until a call of this weight would be done; None while nothing is known.
 
-        What is as urgent or more goes first; what is more urgent and still to come takes the share
-        of the device that it took lately.
+        What is as urgent or more goes first, on `width` devices like this one; what is more urgent
+        and still to come takes the share of them that it took lately.
         """
         own = self._seconds(load, weight, device)
         if own is None:
@@ -131,7 +135,7 @@ class Admission:
         )
         self._fade(now)
         taken = sum(busy for urgency, busy in self._busy.items() if urgency < load.urgency) / _MEMORY
-        return _SAFETY * (ahead + own) / max(0.1, 1 - taken)
+        return _SAFETY * (ahead / width + own) / max(0.1, 1 - taken / width)
 
     def _at_least(self, load: Load, weight: float, device: str) -> float:
         """What waiting work takes; as much of it as can be told, where all would be a guess."""

@@ -10,39 +10,27 @@ from itertools import pairwise
 from pathlib import Path
 
 from resilient_ai._inference.backend import OrtBackend
-from resilient_ai._inference.session import GpuOptions, Session, gpu_is_installed
+from resilient_ai._inference.session import Session
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import ModelCard
 from resilient_ai._models.graphs import ensure_graph
 from resilient_ai._models.installed import InstalledModel
-from resilient_ai._resilience.fault_plan import FaultPlan
-from resilient_ai._resilience.faults import FaultyBackend
 from resilient_ai._serving.canary import CANARY_TEXTS, canary_batches, default_limit
+from resilient_ai._serving.devices import Devices, warm_up_shapes
 from resilient_ai._serving.fallback import FallbackManager
+from resilient_ai._serving.hints import Hints
 from resilient_ai._serving.hosting import BatchLimits, HostedModel
+from resilient_ai._serving.pieces import Ceiling
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.prober import Prober
+from resilient_ai._serving.threads import background
 from resilient_ai._telemetry.events import EventBus
-from resilient_ai.errors import ConfigurationError, DeviceUnavailable, ModelCorrupt
+from resilient_ai._workers.backend import WorkerBackend
+from resilient_ai._workers.messages import ModelSpec
+from resilient_ai.errors import ConfigurationError, DeviceUnavailable, ModelCorrupt, ResilientAIError
 from resilient_ai.values import Backend, Batch
 
-__all__ = ["Assembler", "Devices"]
-
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """Which devices a model gets, best first, before the CPU that is always there.
-
-    `gpu` None means that no GPU is asked for. `required` says that its absence is a degraded
-    state. `simulated` puts a CPU session in a GPU's place. `injectable` lets faults be injected
-    into the first device, those of `faults` from the start.
-    """
-
-    gpu: GpuOptions | None = None
-    required: bool = False
-    simulated: bool = False
-    injectable: bool = False
-    faults: FaultPlan | None = None
+__all__ = ["Assembler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +38,9 @@ class Assembler:
     """Makes a `HostedModel` of an `InstalledModel`; call it with one.
 
     `threads` is for one run on the CPU. `max_tokens` caps every model's own limit.
-    `token_outputs` keeps token vectors in the graph for late interaction. Where a GPU is asked
-    for and cannot be had, the CPU serves and `on_missing_gpu` is told why.
+    `token_outputs` keeps token vectors in the graph for late interaction. `hints` remember what fits
+    into the devices' memory. Where a GPU is asked for and cannot be had, the CPU serves and
+    `on_missing_gpu` is told why.
     """
 
     threads: int
@@ -60,6 +49,7 @@ class Assembler:
     precision: str
     token_outputs: bool
     devices: Devices
+    hints: Hints
     policy: FallbackPolicy
     events: EventBus
     on_missing_gpu: Callable[[str], None]
@@ -83,39 +73,83 @@ class Assembler:
         )
         if manager.guarded:
             prober.start()
-        return HostedModel(card, encoder, manager, self.limits, prober)
+        budget = max(self._token_budget, self.limits.token_budget)
+        limits = BatchLimits(budget if manager.guarded else self.limits.token_budget, self.limits.max_rows)
+        return HostedModel(card, encoder, manager, limits, prober)
 
     def _manager(self, installed: InstalledModel) -> FallbackManager:
-        graph, fuse = self._graph(installed)
-        open_cpu = partial(self._cpu, graph, installed.card.pooling, fuse)
-        first = (
-            open_cpu("simulated")
-            if self.devices.simulated
-            else self._gpu(graph, installed.card.pooling, fuse)
+        spec = self._spec(installed)
+        # A worker takes about as long to start as the session on the CPU.
+        opening = background(partial(self._open_first, spec), f"resilient-ai-open-{spec.name}")
+        session = Session(Path(spec.graph), threads=self.threads, fuse=spec.fuse)
+        cpu = OrtBackend(session, device="cpu", pooling=spec.pooling)
+        first = opening.result()
+        missing = not first and self.devices.required
+        ceilings = {each.device: self._ceiling(each, spec) for each in first}
+        ceilings["cpu"] = Ceiling(most=self.limits.token_budget)
+        return FallbackManager(
+            [first, cpu] if first else [cpu],
+            self.policy,
+            missing=missing,
+            ceilings=ceilings,
+            events=self.events,
         )
-        if first is not None and self.devices.injectable:
-            first = FaultyBackend(first, self.devices.faults)
-        missing = first is None and self.devices.required
-        backends = [open_cpu("cpu")] if first is None else [first, open_cpu("cpu")]
-        return FallbackManager(backends, self.policy, missing=missing, events=self.events)
 
-    def _cpu(self, graph: Path, pooling: str | None, fuse: bool, device: str) -> Backend:  # noqa: FBT001 - private
-        return OrtBackend(Session(graph, threads=self.threads, fuse=fuse), device=device, pooling=pooling)
+    def _ceiling(self, device: Backend, spec: ModelSpec) -> Ceiling:
+        """The largest batches of a device, as far as its memory is known from earlier runs."""
+        card = device.state().card if isinstance(device, WorkerBackend) else None
+        return self.hints.ceiling(
+            device=device.device,
+            card=str(card["name"]) if card else "",
+            graph=Path(spec.graph),
+            most=self._token_budget,
+        )
 
-    def _gpu(self, graph: Path, pooling: str | None, fuse: bool) -> Backend | None:  # noqa: FBT001 - private
-        if self.devices.gpu is None:
-            return None
-        if not gpu_is_installed():
-            self.on_missing_gpu(
-                'the installed ONNX Runtime has no GPU support: pip install "resilient-ai[gpu]"'
-            )
-            return None
+    @property
+    def _token_budget(self) -> int:
+        """For one batch on the first device."""
+        return self.devices.token_budget or self.limits.token_budget
+
+    def _open_first(self, spec: ModelSpec) -> list[Backend]:
+        """The devices before the CPU; what cannot be used is told, and left out where it may be."""
         try:
-            session = Session(graph, threads=1, gpu=self.devices.gpu, fuse=fuse)
+            opened = self.devices.open(spec)
         except DeviceUnavailable as exc:
             self.on_missing_gpu(str(exc))
-            return None
-        return OrtBackend(session, device="gpu", pooling=pooling)
+            return []
+        return [backend for backend in opened if self.devices.required or self._is_usable(backend)]
+
+    def _is_usable(self, backend: Backend) -> bool:
+        """Whether a device is there at the start; one that is there and fails may come back."""
+        if not isinstance(backend, WorkerBackend):
+            return True
+        try:
+            backend.prepare()
+        except DeviceUnavailable as exc:
+            self.on_missing_gpu(str(exc))
+            backend.close()
+            return False
+        except ResilientAIError:
+            return True
+        return True
+
+    def _spec(self, installed: InstalledModel) -> ModelSpec:
+        graph, fuse = self._graph(installed)
+        card = installed.card
+        return ModelSpec(
+            name=card.name,
+            graph=str(graph.absolute()),
+            task="score" if card.kind == "reranker" else "embed",
+            pooling=card.pooling,
+            fuse=fuse,
+            vocabulary=_vocabulary(installed),
+            shapes=warm_up_shapes(
+                longest=min(card.max_tokens, self.max_tokens),
+                token_budget=self._token_budget,
+                max_rows=self.limits.max_rows,
+                buckets=self.devices.buckets,
+            ),
+        )
 
     def _canaries(self, card: ModelCard, encoder: TextEncoder, max_tokens: int) -> tuple[Batch, ...]:
         reranker = card.kind == "reranker"
@@ -125,7 +159,7 @@ class Assembler:
             model=card.name,
             task="score" if reranker else "embed",
             longest=max_tokens,
-            token_budget=self.limits.token_budget,
+            token_budget=self._token_budget,
             max_rows=self.limits.max_rows,
         )
 

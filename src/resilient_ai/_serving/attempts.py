@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import numpy as np
 from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
 from resilient_ai._resilience.failures import Failure
-from resilient_ai._serving.lane import LaneBusy
-from resilient_ai._serving.pieces import halve
+from resilient_ai._resilience.waiting import LaneBusy
+from resilient_ai._serving.pieces import halve, join
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.retries import RetryBudget
 from resilient_ai._serving.stats import Ledger
@@ -108,6 +107,4 @@ class Attempts:
         return self._run_halves(device, batch, give_up)
 
     def _run_halves(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors:
-        parts = [self._run_fitting(device, half, give_up) for half in halve(batch)]
-        values = np.concatenate([part.values for part in parts])
-        return Vectors(values, device.name, seconds=sum(part.seconds for part in parts))
+        return join([self._run_fitting(device, half, give_up) for half in halve(batch)])

@@ -39,9 +39,20 @@ class Bulkhead:
         return self._free > 0 and not self._line
 
     @contextmanager
-    def enter(self, priority: Priority, deadline: float | None, *, wait_hint: float = 1.0) -> Iterator[None]:
-        """Hold a slot. Raises `Overloaded` when the line is full, `DeadlineExceeded` when time is up."""
-        self._take(priority, deadline, wait_hint)
+    def enter(
+        self,
+        priority: Priority,
+        deadline: float | None,
+        *,
+        wait_hint: float = 1.0,
+        was_inside: bool = False,
+    ) -> Iterator[None]:
+        """Hold a slot. Raises `Overloaded` when the line is full, `DeadlineExceeded` when time is up.
+
+        A batch that `was_inside` before, and has only made way between two of its pieces, lines up
+        however long the line is.
+        """
+        self._take(priority, deadline, wait_hint, was_inside=was_inside)
         try:
             yield
         finally:
@@ -49,13 +60,15 @@ class Bulkhead:
                 self._free += 1
                 self._changed.notify_all()
 
-    def _take(self, priority: Priority, deadline: float | None, wait_hint: float) -> None:
+    def _take(
+        self, priority: Priority, deadline: float | None, wait_hint: float, *, was_inside: bool
+    ) -> None:
         with self._changed:
             if self._free and not self._line:
                 self._time_left(deadline)
                 self._free -= 1
                 return
-            if len(self._line) >= self._queue:
+            if len(self._line) >= self._queue and not was_inside:
                 raise Overloaded("the CPU has no room for this batch", wait_hint * (len(self._line) + 1))
             place = (_RANK[priority], next(self._order))
             heapq.heappush(self._line, place)

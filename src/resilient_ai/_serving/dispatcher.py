@@ -148,7 +148,9 @@ class Dispatcher:
 
     def _wait(self, job: Job[Any], load: Load, weight: float) -> float:
         """Seconds until the job would be done, as far as can be told; minus infinity where nothing can."""
-        wait = self._admission.wait(load, weight, job.lane.backend.device, self._clock())
+        outlook = job.lane.look()
+        width = min(outlook.width, self._runners)
+        wait = self._admission.wait(load, weight, outlook.device, self._clock(), width=width)
         return -math.inf if wait is None else wait
 
     def _forget(self, ticket: Ticket) -> None:
@@ -230,7 +232,7 @@ class Dispatcher:
             return
         level = urgency(wave.jobs[0])
         for rows in plan(
-            wave.tokens.lengths, token_budget=wave.lane.token_budget, max_rows=wave.lane.max_rows
+            wave.tokens.lengths, token_budget=wave.lane.budget_now(), max_rows=wave.lane.max_rows
         ):
             self._let_pass(level)
             self._run_batch(wave, rows)
@@ -296,7 +298,7 @@ def on_runner_thread() -> bool:
 
 def _load(job: Job[Any]) -> Load:
     lane = job.lane
-    return Load(urgency(job), lane.model, lane.task, lane.token_budget * CHARACTERS_PER_TOKEN)
+    return Load(urgency(job), lane.model, lane.task, lane.budget_now() * CHARACTERS_PER_TOKEN)
 
 
 def _encode(slices: list[Slice]) -> _Wave:

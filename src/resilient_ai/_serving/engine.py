@@ -17,7 +17,7 @@ from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.calls import Call
 from resilient_ai._serving.deadlines import Deadlines
 from resilient_ai._serving.dispatcher import Dispatcher
-from resilient_ai._serving.hosting import HostedModel
+from resilient_ai._serving.hosting import Closable, HostedModel
 from resilient_ai._serving.jobs import CallFuture, Job, Progress, fail_all, internal_error
 from resilient_ai._serving.loading import BackgroundLoader
 from resilient_ai._telemetry.events import EventBus
@@ -32,7 +32,8 @@ Answer = TypeVar("Answer")
 class Engine:
     """Takes checked calls, brings them together with their model, and sees that each one ends.
 
-    Thread-safe. `queue_size` bounds the calls that wait, for their turn or for their model.
+    Thread-safe. `queue_size` bounds the calls that wait, for their turn or for their model. `devices`
+    are closed after the models.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Engine:
         queue_size: int,
         runners: int = 1,
         events: EventBus | None = None,
+        devices: Closable | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
         self.pool = pool
         self.cache = cache
+        self._devices = devices
         self._started = clock()
         self._clock = clock
         self._queue_size = queue_size
@@ -121,6 +124,8 @@ class Engine:
         self._deadlines.close()
         for loaded in self.registry.list_loaded():
             self.registry.unload(loaded.name)
+        if self._devices is not None:
+            self._devices.close()
         self.cache.clear()
         self.pool.trim()
 

@@ -8,6 +8,7 @@
                 │                                     memory       in halves
                 │                                     caller       raised as it is
                 │                                     all others   the breaker counts or opens
+                ├────────── another GPU, its equal <─────┤
                 └────────── next device <────────────────┘
               CPU: bulkhead ─> answer checked ─> answer, marked degraded
 
@@ -19,20 +20,24 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, NoReturn
 
 from resilient_ai._resilience.breaker import Permit, Transition
 from resilient_ai._resilience.failures import Classifier, Failure, FailureClass
+from resilient_ai._resilience.waiting import LaneBusy
 from resilient_ai._serving.attempts import Attempts
-from resilient_ai._serving.bulkhead import Bulkhead
-from resilient_ai._serving.cost import CostModel
-from resilient_ai._serving.lane import DeviceHung, LaneBusy
+from resilient_ai._serving.causes import as_device_error, as_own_error
+from resilient_ai._serving.last import LastDevice
+from resilient_ai._serving.outlook import Outlook
+from resilient_ai._serving.pieces import Ceiling
+from resilient_ai._serving.placement import Group
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.stats import FallbackStats, Ledger
 from resilient_ai._serving.tier import GuardedDevice
-from resilient_ai._serving.validation import CorruptAnswer, check_answer
 from resilient_ai._telemetry.events import (
     BreakerMoved,
     DeviceFailure,
@@ -45,10 +50,8 @@ from resilient_ai.errors import (
     AllBackendsFailed,
     ConfigurationError,
     DeadlineExceeded,
-    DeviceFailed,
     DeviceUnavailable,
-    InvalidInput,
-    ModelCorrupt,
+    Overloaded,
     ResilientAIError,
     ServiceClosed,
 )
@@ -56,7 +59,16 @@ from resilient_ai.values import Backend, Batch, Vectors
 
 __all__ = ["FallbackManager"]
 
-_CPU_LINE = 8
+_MOST_TRIES = 2
+"""Equal devices that one batch is tried on: what two of them fail with may be the batch's own doing."""
+
+
+class _Miss(NamedTuple):
+    """Why a device gave no answer, and the error that stands for it; `tried` when it had its chance."""
+
+    reason: str
+    error: ResilientAIError
+    tried: bool = False
 
 
 class FallbackManager:
@@ -65,47 +77,57 @@ class FallbackManager:
     All but the last get a breaker, a lane of their own, and their answers checked against what
     cannot be right; the last runs on the caller's thread behind a bulkhead. Thread-safe.
 
+    Several may be each other's equal, one card each: a batch goes to the least busy of them, and
+    when that fails to another one, before it goes to a lower tier. Only the latter is degraded.
+
     A device that was given up stays out until a `Prober` has proved it: no user's batch is a probe.
 
     Args:
-        backends: Best first; the last must be able to serve alone.
+        backends: Best first, equals as a sequence in one place; the last must be able to serve alone.
         policy: When to give a device up and how to take it back.
-        missing: Whether a better device than the first is missing that should be there; every
+        missing: Whether a better tier than the first is missing that should be there; every
             answer is degraded then.
+        ceilings: The largest batches that devices may get, by their names. Larger ones are run in
+            pieces; without a ceiling there is none until memory runs short.
         classifier: Tells what a device's error means.
         events: Is told what happens.
         slots: Batches that may be on the last device at once.
         clock, sleep: Time, for tests.
+
+    Raises:
+        ConfigurationError: No last device, names that are not unique, or a ceiling for none of them.
     """
 
     def __init__(
         self,
-        backends: Sequence[Backend],
+        backends: Sequence[Backend | Sequence[Backend]],
         policy: FallbackPolicy | None = None,
         *,
         missing: bool = False,
+        ceilings: Mapping[str, Ceiling] | None = None,
         classifier: Classifier | None = None,
         events: EventBus | None = None,
         slots: int = 1,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not backends:
-            raise ConfigurationError("a FallbackManager needs at least one backend")
-        names = [backend.device for backend in backends]
-        if len(set(names)) != len(names):
-            raise ConfigurationError(f"every backend needs a device name of its own, not {names}")
+        tiers = [tuple(each) if isinstance(each, Sequence) else (each,) for each in backends]
+        names = tuple(backend.device for tier in tiers for backend in tier)
+        ceilings = ceilings if ceilings is not None else {}
+        _check(tiers, names, ceilings)
         self.policy = policy if policy is not None else FallbackPolicy()
         self.events = events if events is not None else EventBus()
         self._clock = clock
         self._missing = missing
         self._pid = os.getpid()
         self._classifier = classifier if classifier is not None else Classifier()
-        self.guarded = tuple(GuardedDevice(each, self.policy, clock=clock) for each in backends[:-1])
-        self.reference = backends[-1]
-        self.reference_cost = CostModel()
-        self._bulkhead = Bulkhead(slots, _CPU_LINE, clock=clock)
-        self._ledger = Ledger(tuple(names), clock=clock)
+        self._groups = tuple(
+            Group([self._guard(backend, ceilings) for backend in tier]) for tier in tiers[:-1] if tier
+        )
+        self.guarded = tuple(device for group in self._groups for device in group.devices)
+        self.reference = tiers[-1][0]
+        self.last = LastDevice(self.reference, slots=slots, ceiling=ceilings.get(names[-1]), clock=clock)
+        self._ledger = Ledger(names, clock=clock)
         self._attempts = Attempts(
             self.policy, self.classify, ledger=self._ledger, events=self.events, clock=clock, sleep=sleep
         )
@@ -114,19 +136,20 @@ class FallbackManager:
 
     def __repr__(self) -> str:
         guarded = ", ".join(f"{device.name}:{device.breaker.state.value}" for device in self.guarded)
-        return f"<FallbackManager [{guarded}] then {self.reference.device}>"
+        return f"<FallbackManager [{guarded}] then {self.last.name}>"
 
     @property
     def device(self) -> str:
-        """The device that would get a batch now."""
-        return next((each.name for each in self.guarded if each.is_in_service), self.reference.device)
+        """The device that would get a batch now, or one that is its equal."""
+        return next((each.name for each in self.guarded if each.is_in_service), self.last.name)
 
-    def estimate(self, size: int) -> float | None:
-        """Seconds that a batch of `size` tokens would take now; None while nothing is known."""
-        for device in self.guarded:
-            if device.is_in_service and device.ramp.is_full:
-                return device.cost.estimate(size)
-        return self.reference_cost.estimate(size)
+    def outlook(self) -> Outlook:
+        """What most batches would meet now: a device that gets only a share of them does not count."""
+        for group in self._groups:
+            if devices := group.in_full_service():
+                tokens = max(device.ceiling.tokens for device in devices)
+                return Outlook(devices[0].name, tokens, width=len(devices))
+        return Outlook(self.last.name, self.last.ceiling.tokens, width=self.last.slots)
 
     def stats(self) -> FallbackStats:
         return self._ledger.snapshot()
@@ -146,15 +169,16 @@ class FallbackManager:
         if self._missing:
             reason = "device missing"
             causes.append(DeviceUnavailable("the device that should serve first is missing"))
-        for device in self.guarded:
-            tried = self._try(device, batch)
+        give_up = self._give_up(batch, self._clock())
+        for group in self._groups:
+            tried = self._run_group(group, batch, give_up)
             if isinstance(tried, Vectors):
                 return self._marked(tried, reason, batch)
-            reason = reason or tried[0]
-            causes.append(tried[1])
+            reason = reason or tried[0].reason
+            causes.extend(miss.error for miss in tried)
         if self.policy.fallback == "fail" and causes:
             raise causes[0]
-        return self._marked(self._run_reference(batch, causes), reason, batch)
+        return self._marked(self._run_last(batch, causes), reason, batch)
 
     def close(self) -> None:
         """Close every backend, whatever one of them raises; a thread that hangs in one is left behind.
@@ -164,9 +188,15 @@ class FallbackManager:
         if os.getpid() != self._pid:
             return
         with ExitStack() as closing:
-            closing.callback(self.reference.close)
+            closing.callback(self.last.close)
             for device in self.guarded:
                 closing.callback(device.close)
+
+    def _guard(self, backend: Backend, ceilings: Mapping[str, Ceiling]) -> GuardedDevice:
+        ceiling = ceilings.get(backend.device)
+        device = GuardedDevice(backend, self.policy, ceiling=ceiling, clock=self._clock)
+        device.lane.on_death(partial(self._device_died, device))
+        return device
 
     def _marked(self, answer: Vectors, reason: str, batch: Batch) -> Vectors:
         """The answer, marked and told as degraded where there is a reason why it is."""
@@ -176,32 +206,43 @@ class FallbackManager:
         self._emit(FellBack(answer.device, reason, batch.rows))
         return replace(answer, degraded=True)
 
-    # -- a guarded device -----------------------------------------------------------------------
+    # -- guarded devices ------------------------------------------------------------------------
 
-    def _try(self, device: GuardedDevice, batch: Batch) -> Vectors | tuple[str, ResilientAIError]:
-        """The device's answer, or the reason why there is none and the error that stands for it."""
+    def _run_group(self, group: Group, batch: Batch, give_up: float) -> Vectors | list[_Miss]:
+        """The answer of one of several equals, or why none of them gave one, first what came first."""
+        misses: list[_Miss] = []
+        left = list(group.devices)
+        while left and sum(miss.tried for miss in misses) < _MOST_TRIES:
+            with group.place(int(batch.input_ids.size), left) as device:
+                left.remove(device)
+                tried = self._try(device, batch, give_up)
+            if isinstance(tried, Vectors):
+                return tried
+            misses.append(tried)
+        return misses
+
+    def _try(self, device: GuardedDevice, batch: Batch, give_up: float) -> Vectors | _Miss:
         permit = device.enter()
         if isinstance(permit, str):
-            return permit, DeviceUnavailable(f"{device.name} is out of service: {permit}")
+            return _Miss(permit, DeviceUnavailable(f"{device.name} is out of service: {permit}"))
         with permit:  # so that it goes back even when what follows fails in a way nobody thought of
-            return self._run_guarded(device, batch, permit)
+            return self._run_guarded(device, batch, permit, give_up)
 
     def _run_guarded(
-        self, device: GuardedDevice, batch: Batch, permit: Permit
-    ) -> Vectors | tuple[str, ResilientAIError]:
+        self, device: GuardedDevice, batch: Batch, permit: Permit, give_up: float
+    ) -> Vectors | _Miss:
         started = self._clock()
-        give_up = self._give_up(batch, started)
         if give_up <= started:
-            return "no time", DeviceUnavailable(f"{device.name}: too little time left to try it")
+            return _Miss("no time", DeviceUnavailable(f"{device.name}: too little time left to try it"))
         hedge_at = self._hedge_at(device, batch, started)
         try:
             answer = self._attempts.run(device, batch, min(give_up, hedge_at))
         except (LaneBusy, DeadlineExceeded) as exc:
             permit.ignore()
             if hedge_at > min(give_up, self._clock()):
-                return "no time", exc
+                return _Miss("no time", exc)
             self._ledger.count("hedges")
-            return "hedged", exc
+            return _Miss("hedged", exc, tried=True)
         except BaseException as exc:  # noqa: BLE001 - `_judge` raises what is not the device's
             return self._judge(device, batch, permit, exc)
         self._ledger.served(device.name, self._clock() - started)
@@ -214,56 +255,48 @@ class FallbackManager:
         limit = now + self.policy.gpu_timeout
         if batch.due is None:
             return limit
-        return min(limit, batch.due - (self.reference_cost.estimate(int(batch.input_ids.size)) or 0.0))
+        return min(limit, batch.due - (self.last.estimate(int(batch.input_ids.size)) or 0.0))
 
     def _hedge_at(self, device: GuardedDevice, batch: Batch, now: float) -> float:
-        """The instant from which the idle last device is tried instead: for small interactive batches.
+        """The instant from which others are tried instead, while the last device is idle.
 
-        What the slow device answers after that is dropped: the two cannot be told to stop.
+        For small interactive batches. What the slow device answers after that is dropped: the two
+        cannot be told to stop.
         """
         small = batch.rows <= self.policy.hedge_rows and batch.priority == "interactive"
         usual = device.cost.p99(int(batch.input_ids.size))
-        if not (self.policy.hedge and small and self._bulkhead.has_room) or usual is None:
+        if not (self.policy.hedge and small and self.last.has_room) or usual is None:
             return math.inf
         return now + usual
 
-    def _judge(
-        self, device: GuardedDevice, batch: Batch, permit: Permit, error: BaseException
-    ) -> tuple[str, ResilientAIError]:
+    def _judge(self, device: GuardedDevice, batch: Batch, permit: Permit, error: BaseException) -> _Miss:
         """Draw the consequences of a failure; raise what the next device could not do better."""
         failure = self.classify(error)
         if not failure.verdict.fail_over:
             permit.ignore()
-            raise _as_own_error(error, failure)
+            raise as_own_error(error, failure)
         device.failed(permit, failure, error)
         self._note_failure(device.name, failure, batch)
-        return failure.failure_class.value, _as_device_error(error, failure)
+        return _Miss(failure.failure_class.value, as_device_error(error, failure), tried=True)
 
     # -- the last device ------------------------------------------------------------------------
 
-    def _run_reference(self, batch: Batch, causes: list[ResilientAIError]) -> Vectors:
-        device = self.reference.device
-        size = int(batch.input_ids.size)
-        hint = self.reference_cost.estimate(size) or 1.0
-        with self._bulkhead.enter(batch.priority, batch.deadline, wait_hint=hint):
-            started = self._clock()
-            try:
-                answer = self.reference.run(batch)
-                check_answer(batch, answer, device)
-            except BaseException as exc:
-                self._reference_failed(exc, batch, causes)
-                raise
-            seconds = self._clock() - started
-        self.reference_cost.learn(size, seconds)
-        self._ledger.served(device, seconds)
-        return replace(answer, seconds=seconds)
+    def _run_last(self, batch: Batch, causes: list[ResilientAIError]) -> Vectors:
+        try:
+            answer = self.last.run(batch)
+        except (Overloaded, DeadlineExceeded):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - `_last_failed` raises in any case
+            self._last_failed(exc, batch, causes)
+        self._ledger.served(self.last.name, answer.seconds)
+        return answer
 
-    def _reference_failed(self, error: BaseException, batch: Batch, causes: list[ResilientAIError]) -> None:
+    def _last_failed(self, error: BaseException, batch: Batch, causes: list[ResilientAIError]) -> NoReturn:
         failure = self.classify(error)
         if not failure.verdict.fail_over:
-            raise _as_own_error(error, failure)
-        self._note_failure(self.reference.device, failure, batch)
-        own = _as_device_error(error, failure)
+            raise as_own_error(error, failure)
+        self._note_failure(self.last.name, failure, batch)
+        own = as_device_error(error, failure)
         if not causes:
             raise own from error
         told = "; ".join(str(cause) for cause in (*causes, own))
@@ -273,13 +306,13 @@ class FallbackManager:
 
     def classify(self, error: BaseException) -> Failure:
         """Tell what a device's error means; those of the failover layer are known by their type."""
-        if isinstance(error, DeviceHung):
-            return Failure(FailureClass.HANG, str(error))
-        if isinstance(error, CorruptAnswer):
-            return Failure(FailureClass.CORRUPT, str(error))
         if isinstance(error, DeadlineExceeded):
             return Failure(FailureClass.CANCELLED, str(error))
         return self._classifier.classify(error)
+
+    def _device_died(self, device: GuardedDevice, error: BaseException) -> None:
+        """It is gone, whether or not a batch was on it; the next one should not have to find out."""
+        device.trip(self.classify(error))
 
     def _note_failure(self, device: str, failure: Failure, batch: Batch) -> None:
         kind = failure.failure_class.value
@@ -287,28 +320,17 @@ class FallbackManager:
         self._emit(DeviceFailure(device, kind, failure.text, failure.hint, batch.rows))
 
     def _on_transition(self, move: Transition) -> None:
-        if self.guarded and move.name == self.guarded[0].name:
-            self._ledger.moved(move.after.value)
+        self._ledger.moved(move.name, move.after.value)
         self._emit(BreakerMoved(move.name, move.before.value, move.after.value, move.reason))
 
     def _emit(self, event: Event) -> None:
         self.events.emit(event)
 
 
-def _as_own_error(error: BaseException, failure: Failure) -> BaseException:
-    """What is not the device's doing, as an error that says whose it is; one's own stay as they are."""
-    kinds = {FailureClass.CALLER: InvalidInput, FailureClass.MODEL: ModelCorrupt}
-    kind = kinds.get(failure.failure_class)
-    if isinstance(error, ResilientAIError) or kind is None:
-        return error
-    own = kind(failure.text)
-    own.__cause__ = error
-    return own
-
-
-def _as_device_error(error: BaseException, failure: Failure) -> ResilientAIError:
-    """The error as the library's own, with the hint, keeping the device's text and traceback."""
-    text = f"{failure.text} ({failure.hint})" if failure.hint else failure.text
-    own = DeviceFailed(f"{failure.failure_class.value}: {text}")
-    own.__cause__ = error
-    return own
+def _check(tiers: Sequence[Sequence[Backend]], names: Sequence[str], ceilings: Mapping[str, Ceiling]) -> None:
+    if not tiers or len(tiers[-1]) != 1:
+        raise ConfigurationError("a FallbackManager needs one backend in the last place, to serve alone")
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"every backend needs a device name of its own, not {list(names)}")
+    if unknown := sorted(ceilings.keys() - set(names)):
+        raise ConfigurationError(f"there are ceilings for {unknown}, but the devices are {list(names)}")

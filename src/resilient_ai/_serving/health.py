@@ -13,6 +13,8 @@ from resilient_ai._serving.engine import Engine
 from resilient_ai._serving.hosting import HostedModel
 from resilient_ai._serving.stats import FallbackStats
 from resilient_ai._telemetry.log import log
+from resilient_ai._workers.backend import WorkerBackend
+from resilient_ai._workers.worker import WorkerState
 from resilient_ai.errors import ModelNotFound
 
 __all__ = ["BackendHealth", "Health", "ModelHealth", "Notices", "examine"]
@@ -27,7 +29,8 @@ class BackendHealth:
 
     `breaker` is None for the last device, which has none. `agreement` is the lowest cosine with
     the last device's canary answers, None before it was measured. `share` is the part of the
-    traffic a returning device gets; `lost_threads` were left behind in calls that hang.
+    traffic a returning device gets; `lost_threads` were left behind in calls that hang. `worker` is
+    the process that owns the device, None for one in this process.
     """
 
     device: str
@@ -36,6 +39,7 @@ class BackendHealth:
     share: float
     lost_threads: int
     why_out: str
+    worker: WorkerState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ def _model(model: HostedModel) -> ModelHealth:
             share=device.ramp.share if device.is_in_service else 0.0,
             lost_threads=device.lane.lost_threads,
             why_out="" if device.is_in_service else device.out_of_service_because or "taken out by hand",
+            worker=device.backend.state() if isinstance(device.backend, WorkerBackend) else None,
         )
         for device in manager.guarded
     )

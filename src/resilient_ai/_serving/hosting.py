@@ -12,7 +12,7 @@ from resilient_ai._serving.jobs import Lane
 from resilient_ai.errors import ConfigurationError
 from resilient_ai.values import Task, Tokens
 
-__all__ = ["Encoder", "HostedModel"]
+__all__ = ["Closable", "Encoder", "HostedModel"]
 
 
 class Encoder(Protocol):
@@ -29,7 +29,7 @@ class Closable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How large a batch may be: rows x longest in tokens, and rows."""
+    """How large a batch may be on any device: rows x longest in tokens, and rows."""
 
     token_budget: int
     max_rows: int
@@ -94,6 +94,7 @@ class HostedModel:
             token_budget=self._limits.token_budget,
             max_rows=self._limits.max_rows,
             shared=shared,
+            outlook=self.backend.outlook,
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from resilient_ai._inference.batching import scatter
 from resilient_ai._serving.admission import Ticket
+from resilient_ai._serving.outlook import Outlook
 from resilient_ai._telemetry.log import log
 from resilient_ai.errors import DeadlineExceeded, ResilientAIError
 from resilient_ai.values import Backend, BoolArray, FloatArray, IntArray, Priority, Task, Tokens, Vectors
@@ -33,7 +34,7 @@ class Lane:
 
     `encode` turns the items of a call into tokens; `shared` is a text that belongs to every row
     (the query of a late-interaction rerank). A batch holds at most `max_rows` rows and
-    `token_budget` tokens, padding included.
+    `token_budget` tokens, padding included, and fewer where `outlook` asks for fewer.
     """
 
     model: str
@@ -43,6 +44,15 @@ class Lane:
     token_budget: int
     max_rows: int
     shared: str | None = None
+    outlook: Callable[[], Outlook] | None = None
+
+    def look(self) -> Outlook:
+        """What batches would meet now."""
+        return Outlook(self.backend.device) if self.outlook is None else self.outlook()
+
+    def budget_now(self) -> int:
+        """The most tokens that a batch should have which is planned now."""
+        return max(1, int(min(self.token_budget, self.look().tokens)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

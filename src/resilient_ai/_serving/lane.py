@@ -13,36 +13,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
 
+from resilient_ai._resilience.waiting import LaneBusy, never, wait_out
 from resilient_ai._serving.threads import start_thread
-from resilient_ai.errors import DeviceFailed, ResilientAIError, ServiceClosed
+from resilient_ai.errors import ResilientAIError, ServiceClosed
 from resilient_ai.values import Backend, Batch, IntArray, Vectors
 
-__all__ = ["DeviceHung", "Lane", "LaneBusy", "Timed"]
+__all__ = ["ThreadLane"]
 
 Clock = Callable[[], float]
-
-_LOOK = 0.05
-"""How often, in seconds, a batch in line looks whether the one ahead of it is worth waiting for."""
-
-_SLACK = 0.1
-"""A verdict that is so near is worth waiting for: it says more than leaving without one."""
-
-
-class DeviceHung(DeviceFailed):
-    """Raised when a device did not answer in many times the time it needs."""
-
-
-class LaneBusy(DeviceFailed):
-    """Raised when the callers' time ends before the device's; says nothing about the device."""
-
-
-class Timed(NamedTuple):
-    """An answer, and the seconds that the device itself took for it: waiting in line not counted."""
-
-    answer: Vectors
-    seconds: float
 
 
 class _Ticket:
@@ -53,7 +32,7 @@ class _Ticket:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.begun: float | None = None
-        self.outcome: Timed | None = None
+        self.outcome: Vectors | None = None
         self.error: BaseException | None = None
         self._once = threading.Lock()
         self.ended = threading.Lock()  # held until there is an outcome or an error
@@ -63,7 +42,10 @@ class _Ticket:
     def is_over(self) -> bool:
         return self._once.locked()
 
-    def end(self, outcome: Timed | None = None, error: BaseException | None = None) -> bool:
+    def wait(self, seconds: float) -> bool:
+        return self.ended.acquire(timeout=seconds)
+
+    def end(self, outcome: Vectors | None = None, *, error: BaseException | None = None) -> bool:
         """End it in one way or the other; False, and nothing changes, when it was over already."""
         if not self._once.acquire(blocking=False):
             return False
@@ -71,7 +53,7 @@ class _Ticket:
         self.ended.release()
         return True
 
-    def result(self) -> Timed:
+    def result(self) -> Vectors:
         if self.error is not None:
             raise self.error
         assert self.outcome is not None
@@ -108,20 +90,22 @@ class _Worker:
                 continue
             ticket.begun = begun = self._clock()
             self.current = ticket
-            outcome: Timed | None = None
+            outcome: Vectors | None = None
             error: BaseException | None = None
             try:
-                outcome = Timed(self._backend.run(ticket.batch), max(0.0, self._clock() - begun))
+                answer = self._backend.run(ticket.batch)
+                outcome = replace(answer, seconds=max(0.0, self._clock() - begun))
+                del answer
             except BaseException as exc:  # noqa: BLE001 - it is the waiting caller's to raise
                 error = exc
             self.current = None
-            ticket.end(outcome, error)
+            ticket.end(outcome, error=error)
             # A thread that waits for work must not keep the last batch and its answer alive.
             del ticket, outcome, error
 
 
-class Lane:
-    """Runs a backend's batches one after another on a thread of its own. Thread-safe."""
+class ThreadLane:
+    """A `Lane` for a backend in this process: a thread of its own runs its batches. Thread-safe."""
 
     def __init__(self, backend: Backend, *, clock: Clock = time.monotonic) -> None:
         self._backend = backend
@@ -148,43 +132,26 @@ class Lane:
             return None
         return int(current.batch.input_ids.size), max(0.0, self._clock() - begun)
 
-    def run(
-        self,
-        batch: Batch,
-        *,
-        patience: float,
-        hang_after: float,
-        leave_if: Callable[[], bool] = lambda: False,
-    ) -> Timed:
-        """Run a batch; wait `patience` seconds for the answer and no longer.
+    def run_within(
+        self, batch: Batch, *, patience: float, hang_after: float, leave_if: Callable[[], bool] = never
+    ) -> Vectors:
+        """Run a batch as `Lane.run_within` has it.
 
-        Raises the backend's own error; `DeviceHung` once the batch ran for `hang_after` seconds;
-        `LaneBusy` when patience ends before, or when `leave_if` says that the batch ahead of it in
-        line is not to be waited for; `ServiceClosed` after `close`. The batch's arrays are copied,
-        because after an early end the device may still be reading them.
+        Its arrays are copied, because after an early end the device may still be reading them.
         """
         if patience <= 0:
             raise LaneBusy("the callers have no time left")
         ticket = _Ticket(_own_copy(batch))
         worker = self._queue(ticket)
-        give_up = self._clock() + patience
-        wait = min(patience, hang_after, _LOOK)
-        while not ticket.ended.acquire(timeout=max(0.0, wait)):
-            now = self._clock()
-            begun = now if ticket.begun is None else ticket.begun
-            if now - begun >= hang_after:
-                hung = DeviceHung(f"no answer after {now - begun:.2f} s (limit {hang_after:.2f} s)")
-                if ticket.end(error=hung):
-                    self._write_off(worker)
-            elif now >= give_up and begun + hang_after - now > min(_SLACK, hang_after / 10):
-                ticket.end(error=LaneBusy("no answer in the time that the callers have left"))
-            elif ticket.begun is None and leave_if():
-                ticket.end(error=LaneBusy("the batch ahead of it takes suspiciously long"))
-            hung_at = begun + hang_after
-            wait = (min(give_up, hung_at) if now < give_up else hung_at) - now
-            if ticket.begun is None:
-                wait = min(wait, _LOOK)
+        if wait_out(ticket, patience=patience, hang_after=hang_after, leave_if=leave_if, clock=self._clock):
+            self._write_off(worker)
         return ticket.result()
+
+    def prepare(self) -> None:
+        """A backend in this process is ready when it is there."""
+
+    def on_death(self, tell: Callable[[BaseException], None]) -> None:
+        """A backend in this process does not die without the process."""
 
     def renew(self) -> None:
         """Write the thread off if it is stuck in a batch."""

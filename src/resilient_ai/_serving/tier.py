@@ -6,17 +6,18 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from resilient_ai._resilience.breaker import BreakerPolicy, CircuitBreaker, Permit, Rejection, State
 from resilient_ai._resilience.failures import Failure, FailureClass
+from resilient_ai._resilience.waiting import Lane
 from resilient_ai._serving.cost import CostModel
-from resilient_ai._serving.lane import Lane
+from resilient_ai._serving.lane import ThreadLane
 from resilient_ai._serving.pieces import Ceiling
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.ramp import Ramp
 from resilient_ai._serving.validation import check_answer
 from resilient_ai._serving.verifier import Verifier
+from resilient_ai._workers.backend import WorkerBackend
 from resilient_ai.values import Backend, Batch, Vectors
 
 __all__ = ["GuardedDevice"]
@@ -32,16 +33,21 @@ class GuardedDevice:
     """
 
     def __init__(
-        self, backend: Backend, policy: FallbackPolicy, *, clock: Callable[[], float] = time.monotonic
+        self,
+        backend: Backend,
+        policy: FallbackPolicy,
+        *,
+        ceiling: Ceiling | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
         self.name = backend.device
         self._policy = policy
         self._clock = clock
         self.breaker = CircuitBreaker(_breaker_policy(policy), name=backend.device, clock=clock)
-        self.lane = Lane(backend, clock=clock)
+        self.lane: Lane = backend if isinstance(backend, WorkerBackend) else ThreadLane(backend, clock=clock)
         self.cost = CostModel()
-        self.ceiling = Ceiling()
+        self.ceiling = ceiling if ceiling is not None else Ceiling()
         self.ramp = Ramp(policy.ramp, policy.ramp_step)
         self.dimension: int | None = None
         self.agreement: float | None = None
@@ -105,13 +111,13 @@ class GuardedDevice:
 
     def _run_checked(self, batch: Batch, patience: float) -> Vectors:
         size = int(batch.input_ids.size)
-        answer, seconds = self.lane.run(
+        answer = self.lane.run_within(
             batch, patience=patience, hang_after=self.hang_after(size), leave_if=self._is_stalled
         )
         check_answer(batch, answer, self.name, self.dimension)
-        self.cost.learn(size, seconds)
+        self.cost.learn(size, answer.seconds)
         self.ceiling.fitted(size)
-        return replace(answer, seconds=seconds)
+        return answer
 
     def hang_after(self, size: int) -> float:
         policy = self._policy
@@ -167,6 +173,11 @@ class GuardedDevice:
                 self._back_since = self._clock()
             self.ramp.restart()
         permit.success()
+
+    def forgive(self) -> None:
+        """Forget how often it failed so far: its next return is waited for as after the first time."""
+        with self._lock:
+            self._trips_in_a_row = 0
 
     def close(self) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from resilient_ai.errors import DeviceFailed
+from resilient_ai._resilience.failures import Diagnosed, FailureClass
 from resilient_ai.values import Batch, Vectors
 
 __all__ = ["CorruptAnswer", "check_answer"]
@@ -14,8 +14,10 @@ _ENOUGH_SCORES = 8
 """So many scores of different rows that are all equal are no coincidence; fewer may be."""
 
 
-class CorruptAnswer(DeviceFailed):
+class CorruptAnswer(Diagnosed):
     """Raised when a device's answer cannot be right, whatever the texts were."""
+
+    failure_class = FailureClass.CORRUPT
 
 
 def check_answer(batch: Batch, answer: Vectors, device: str, dimension: int | None = None) -> None:

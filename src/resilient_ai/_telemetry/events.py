@@ -19,6 +19,9 @@ __all__ = [
     "Observer",
     "Probed",
     "RampMoved",
+    "WorkerAbandoned",
+    "WorkerLost",
+    "WorkerStarted",
 ]
 
 Level = Literal["info", "warning", "error"]
@@ -114,6 +117,35 @@ class CallShed(Event):
     level: ClassVar[Level] = "warning"
     priority: str
     retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted(Event):
+    """A device's worker process is up; `life` counts them, from 1."""
+
+    device: str
+    pid: int
+    life: int
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost(Event):
+    """A device's worker process that was up died, or had to be ended; `reason` is what it died of."""
+
+    level: ClassVar[Level] = "warning"
+    device: str
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAbandoned(Event):
+    """A device's worker process could not be killed; no other one is started while it is there."""
+
+    level: ClassVar[Level] = "error"
+    device: str
+    pid: int
 
 
 Observer = Callable[[Event], None]

@@ -131,6 +131,28 @@ class AISettings(BaseSettings):
         True, "Take memory of the card as it is needed; false takes larger pieces ahead of need."
     )
     use_tensorrt: MaybeFlag = setting("auto", "Run on TensorRT; auto takes it where it is installed.")
+    gpu_token_budget: Whole = whole(
+        16_384, 1, 2**24, "Most tokens in one batch on a GPU, padding included (rows x longest)."
+    )
+    gpu_exclusive: Flag = setting(
+        False, "Let only one process of this machine have a worker on a card; the others use the CPU."
+    )
+    gpu_in_process: Flag = setting(
+        False,
+        "Run the GPU inside this process instead of in a worker. Less safe: a crash ends the process, a hang "
+        "cannot be ended, and a poisoned context stays.",
+    )
+    worker_python: OptionalLocation = setting(
+        None,
+        "The Python interpreter of the worker, when it is not this one: one with onnxruntime-gpu, say.",
+        allowed="the path of a Python interpreter",
+    )
+    worker_phase_ms: Whole = whole(
+        120_000, 1, LONGEST_MS, "Milliseconds that one phase of a worker's start may take."
+    )
+    worker_idle_ms: Whole = whole(
+        0, 0, LONGEST_MS, "Milliseconds after which a worker that nobody uses is ended; 0: never."
+    )
     parallel_workers: Whole = whole(
         4, 1, 4096, "Most CPU threads the model may use; never more than the cores this process may use."
     )
@@ -290,6 +312,16 @@ class AISettings(BaseSettings):
     def recovery_time(self) -> float:
         """`recovery_time_ms` in seconds."""
         return self.recovery_time_ms / 1000
+
+    @property
+    def worker_phase(self) -> float:
+        """`worker_phase_ms` in seconds."""
+        return self.worker_phase_ms / 1000
+
+    @property
+    def worker_idle(self) -> float | None:
+        """`worker_idle_ms` in seconds; None for a worker that stays."""
+        return self.worker_idle_ms / 1000 or None
 
     @property
     def gpu_device_ids(self) -> tuple[int, ...]:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
+from typing import get_args
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_ai._resilience.fault_kinds import ERROR_CLASSES, PlanValue
+from resilient_ai._resilience.fault_kinds import (
+    ERROR_CLASSES,
+    BrokenAnswer,
+    Crash,
+    DieInPhase,
+    HoldGil,
+    Leak,
+    Noise,
+    PlanValue,
+    StartSlowly,
+    WrongNorm,
+    fault_from_meta,
+    fault_meta,
+)
+from resilient_ai._resilience.process_faults import Breakage, Death, StartPhase
 from resilient_ai.testing import (
     ConstantRows,
     FakeBackend,
@@ -37,6 +53,8 @@ counts = st.integers(1, 50)
 seconds = st.floats(0.0, 1e6)
 positive = st.floats(1e-3, 1e6)
 rows = st.none() | counts
+deaths = {"how": st.sampled_from(get_args(Death)), "code": st.integers(0, 255)}
+phases = st.sampled_from(get_args(StartPhase))
 
 faults = st.one_of(
     st.builds(RaiseError, text=st.text(), error=st.sampled_from(sorted(ERROR_CLASSES))),
@@ -47,7 +65,20 @@ faults = st.one_of(
     st.builds(Inf, rows=rows),
     st.builds(ZeroRows, rows=rows),
     st.builds(WrongShape, axis=st.sampled_from(["rows", "dimension"])),
-    st.builds(WrongValues, how=st.sampled_from(["rotated", "perturbed"]), scale=positive),
+    st.builds(
+        WrongValues,
+        how=st.sampled_from(["rotated", "perturbed"]),
+        scale=positive,
+        seed=st.none() | st.integers(0, 2**64),
+    ),
+    st.builds(WrongNorm, scale=positive),
+    st.builds(Crash, **deaths),
+    st.builds(HoldGil, seconds=positive),
+    st.builds(BrokenAnswer, how=st.sampled_from(get_args(Breakage))),
+    st.builds(Noise, bytes=counts),
+    st.builds(Leak, megabytes=counts),
+    st.builds(StartSlowly, phase=phases, seconds=positive),
+    st.builds(DieInPhase, phase=phases, **deaths),
     st.sampled_from([ConstantRows(), SilentCpu(), NoFault()]),
 )
 whens = st.builds(
@@ -90,6 +121,21 @@ def run_all(plan, times):
 def test_json_loses_nothing(plan):
     """A plan written as JSON and read again is the same plan."""
     assert FaultPlan.parse(plan.to_json()) == plan
+
+
+@given(faults)
+def test_the_way_to_a_worker_loses_nothing(fault):
+    """A fault that a worker reads from JSON is the fault that was sent."""
+    assert fault_from_meta(json.loads(json.dumps(fault_meta(fault)))) == fault
+
+
+@given(plans, counts, seconds)
+def test_calls_and_starts_have_faults_of_their_own(plan, number, elapsed):
+    """No start suffers what is for calls, no call what is for starts."""
+    of_call = plan.decide(call=number, elapsed=elapsed, batch=BATCH)
+    of_start = plan.decide_start(start=number, elapsed=elapsed)
+    assert not isinstance(of_call, StartSlowly | DieInPhase)
+    assert of_start is None or isinstance(of_start, StartSlowly | DieInPhase)
 
 
 @settings(max_examples=50)

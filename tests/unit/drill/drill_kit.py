@@ -37,6 +37,9 @@ class FakeService:
     def __exit__(self, *_):
         self._engine.close()
 
+    def subscribe(self, observer):
+        return lambda: None
+
     def load(self):
         self._engine.load(MODEL)
 

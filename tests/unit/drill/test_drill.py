@@ -83,8 +83,8 @@ def test_there_must_be_a_device_to_drill(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"faults": ()}, {"faults": ("typo",)}, {"seconds": 0}, {"seconds": float("nan")}, {"threads": 0}],
-    ids=["no fault", "unknown fault", "no time", "NaN", "nobody"],
+    [{"faults": ("typo",)}, {"seconds": 0}, {"seconds": float("nan")}, {"threads": 0}],
+    ids=["unknown fault", "no time", "NaN", "nobody"],
 )
 def test_options_that_make_no_sense_are_refused(options):
     """Before anything is loaded."""

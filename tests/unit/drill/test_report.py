@@ -22,6 +22,7 @@ FIELDS = [
     "added_p50_ms",
     "added_p99_ms",
     "back_on_device_s",
+    "worker_ready_s",
 ]
 OUTCOMES = ("right", "typed_error", "wrong", "lost")
 
@@ -86,7 +87,7 @@ def test_added_latency_is_that_of_answers_during_the_fault():
 
 
 def test_the_report_has_exactly_the_promised_fields():
-    """Programs read `faults` with these ten fields each, and `service`."""
+    """Programs read `faults` with these fields each, and `service`."""
     found = json.loads(json.dumps(DrillReport((result(),), {"model": "m"}).to_dict()))
     assert list(found) == ["faults", "service"]
     assert [list(fault) for fault in found["faults"]] == [FIELDS]
@@ -108,7 +109,7 @@ def test_people_get_a_table_with_a_judgement():
     report = DrillReport((result(fault="hang", first_answer_ms=None, wrong=2, added_p50_ms=1234.5),), {})
     lines = render(report).splitlines()
     assert lines[0].split()[:3] == ["fault", "requests", "right"]
-    assert lines[1].split() == ["hang", "3", "3", "0", "2", "0", "-", "1,234", "0", "0"]
+    assert lines[1].split() == ["hang", "3", "3", "0", "2", "0", "-", "1,234", "0", "0", "0"]
     assert lines[-2] == ""
     assert lines[-1] == "FAILED: 3 calls under 1 fault, 2 wrong, 0 lost"
 

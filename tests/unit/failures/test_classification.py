@@ -318,10 +318,10 @@ class TestVerdicts:
         verdict = VERDICTS[FailureClass.ENVIRONMENT]
         assert (verdict.opens_at_once, verdict.replace_worker, verdict.healed_by) == (True, False, "human")
 
-    def test_out_of_memory_counts_for_a_single_row_only(self):
-        """Memory counts against the device when not even one row fits."""
+    def test_out_of_memory_is_a_matter_of_the_batch(self):
+        """Memory does not count by itself: a smaller batch may heal it, after the context was probed."""
         verdict = VERDICTS[FailureClass.OOM]
-        assert (verdict.counts_at(2), verdict.counts_at(1), verdict.probe_first) == (False, True, True)
+        assert (verdict.counts, verdict.split, verdict.probe_first) == (False, True, True)
 
     @pytest.mark.parametrize("verdict", VERDICTS.values())
     def test_verdicts_are_consistent(self, verdict):

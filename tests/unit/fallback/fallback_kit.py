@@ -95,6 +95,63 @@ def two_devices(*backends, **options):
         made.manager.close()
 
 
+class Peers:
+    """A manager of several equal fake GPUs and a fake CPU, its clock, and all the events it told of."""
+
+    def __init__(
+        self,
+        count=2,
+        *,
+        gpus=None,
+        cpu=None,
+        real_time=False,
+        slots=1,
+        ceilings=None,
+        missing=False,
+        **policy,
+    ):
+        self.gpus = gpus if gpus is not None else [FakeBackend(f"gpu:{card}") for card in range(count)]
+        self.cpu = cpu if cpu is not None else FakeBackend("cpu")
+        self.clock = FakeClock()
+        self.manager = FallbackManager(
+            [self.gpus, self.cpu],
+            FallbackPolicy(**{"ramp": (1.0,), "verify": "off", "auto_retry": False, **policy}),
+            missing=missing,
+            ceilings=ceilings,
+            slots=slots,
+            **({} if real_time else {"clock": self.clock, "sleep": self.clock.sleep}),
+        )
+        self.events = []
+        self.manager.events.subscribe(self.events.append)
+        self.guards = self.manager.guarded
+
+    def run(self, batch=BATCH):
+        return self.manager.run(batch)
+
+    def prober(self, **options):
+        return Prober(self.manager, (CANARY,), limit=0.9999, clock=self.clock, **options)
+
+    @property
+    def asked(self):
+        """How many batches each GPU was given."""
+        return [len(gpu.calls) for gpu in self.gpus]
+
+    def told(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@contextmanager
+def peers(count=2, **options):
+    made = Peers(count, **options)
+    try:
+        yield made
+        assert [guard.breaker.snapshot().in_flight for guard in made.guards] == [0] * len(made.guards)
+        for group in made.manager._groups:
+            assert not any(group._load.values()), "a batch that came back is still counted"
+    finally:
+        made.manager.close()
+
+
 class Gate:
     """A backend's `before` that stops each run until it is opened."""
 

@@ -5,8 +5,9 @@ import threading
 import pytest
 from fallback_kit import ROWS
 
+from resilient_ai._resilience.waiting import LaneBusy
 from resilient_ai._serving.fallback import FallbackManager
-from resilient_ai._serving.lane import Lane, LaneBusy
+from resilient_ai._serving.lane import ThreadLane
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai.testing import FakeBackend, batch_of
 
@@ -53,14 +54,14 @@ def test_only_small_interactive_batches_are_hedged(gate, kind):
 def test_who_lines_up_leaves_when_the_batch_ahead_stalls(gate):
     """A batch that has not begun does not share the wait for one that may hang."""
     begun = threading.Event()
-    lane = Lane(FakeBackend("gpu", before=lambda _: (begun.set(), gate.wait(20))))
+    lane = ThreadLane(FakeBackend("gpu", before=lambda _: (begun.set(), gate.wait(20))))
     first = threading.Thread(
-        target=lambda: lane.run(batch_of(*ROWS), patience=20, hang_after=20), name="first", daemon=True
+        target=lambda: lane.run_within(batch_of(*ROWS), patience=20, hang_after=20), name="first", daemon=True
     )
     first.start()
     assert begun.wait(10)
     with pytest.raises(LaneBusy, match="ahead"):
-        lane.run(batch_of(*ROWS), patience=20, hang_after=20, leave_if=lambda: True)
+        lane.run_within(batch_of(*ROWS), patience=20, hang_after=20, leave_if=lambda: True)
     gate.set()
     first.join(10)
     lane.close()

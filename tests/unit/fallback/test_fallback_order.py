@@ -1,5 +1,6 @@
 """What happens to one batch, by what its first device does with it."""
 
+import math
 import threading
 
 import numpy as np
@@ -20,7 +21,7 @@ from resilient_ai.errors import (
     ModelCorrupt,
     ServiceClosed,
 )
-from resilient_ai.testing import FakeBackend, FakeClock
+from resilient_ai.testing import FakeBackend
 
 AT_ONCE = ("poisoned", "worker_died", "device_lost", "missing_library")
 
@@ -266,8 +267,8 @@ def test_no_users_batch_is_ever_a_probe():
             two.run()
             two.clock.tick(recovery_time)
             asked = len(two.gpu.calls)
-            answers = in_threads(50, lambda _, two=two: two.manager._try(two.guard, BATCH))
-            assert all(answer[0] == "environment" for answer in answers)
+            answers = in_threads(50, lambda _, two=two: two.manager._try(two.guard, BATCH, math.inf))
+            assert all(answer.reason == "environment" for answer in answers)
             assert len(two.gpu.calls) == asked
             assert two.counted.in_flight == 0
 
@@ -335,20 +336,14 @@ def test_a_deadline_that_a_backend_reports_is_neutral():
 def test_a_permit_goes_back_when_the_unforeseen_happens():
     """Whatever is raised between the permit and the run, the permit is not lost."""
 
-    class Broken(FakeClock):
-        broken = False
-
-        def __call__(self):
-            if self.broken:
-                raise RuntimeError("no time")
-            return super().__call__()
+    def broken():
+        raise RuntimeError("no time")
 
     with two_devices() as two:
-        two.manager._clock = Broken()
-        two.manager._clock.broken = True
+        two.manager._clock = broken
         with pytest.raises(RuntimeError, match="no time"):
-            two.run()
-        assert two.counted.in_flight == 0
+            two.manager._try(two.guard, BATCH, math.inf)
+        assert (two.counted.in_flight, two.counted.cancelled) == (0, 1)
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])

@@ -130,11 +130,14 @@ def test_the_ledger_adds_up():
     ledger.failed("gpu", "hang", "too long")
     ledger.count("retries")
     clock.tick(5)
-    ledger.moved("open")
+    ledger.moved("gpu", "open")
     clock.tick(7)
+    ledger.moved("gpu", "closed")
+    clock.tick(2)
     stats = ledger.snapshot()
     assert (stats.gpu_calls, stats.cpu_calls, stats.fallbacks, stats.fallback_rate) == (3, 1, 1, 0.25)
-    assert stats.seconds_in_state == pytest.approx({"closed": 5, "open": 7})
+    assert stats.devices["gpu"].seconds_in_state == pytest.approx({"closed": 7, "open": 7})
+    assert stats.devices["cpu"].seconds_in_state == {}
     assert stats.devices["gpu"].p50_ms == pytest.approx(10)
     assert (stats.failures, stats.fallback_reasons, stats.retries) == ({"hang": 1}, {"ramp": 1}, 1)
     assert stats.last_error == "gpu: too long"

@@ -11,7 +11,9 @@ import pytest
 from fallback_kit import BATCH, ONE_ROW, due, error, hanging, in_threads, two_devices
 
 from resilient_ai._resilience.breaker import State
-from resilient_ai._serving.lane import LaneBusy
+from resilient_ai._resilience.waiting import LaneBusy
+from resilient_ai._serving.fallback import FallbackManager
+from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._telemetry.events import DeviceFailure
 from resilient_ai.errors import DeadlineExceeded, ServiceClosed
 from resilient_ai.testing import FakeBackend, FakeClock, batch_of
@@ -27,7 +29,7 @@ def learn(cost, seconds, size=SIZE, times=64):
 def test_the_devices_share_ends_before_the_last_device_must_begin():
     """The GPU gets the smaller of `gpu_timeout` and what is left when the CPU's estimate is kept back."""
     with two_devices(gpu_timeout=30.0) as two:
-        learn(two.manager.reference_cost, 2.0)
+        learn(two.manager.last.cost, 2.0)
         now = two.clock()
         assert two.manager._give_up(BATCH, now) == now + 30
         assert two.manager._give_up(due(BATCH, now + 10), now) == pytest.approx(now + 8)
@@ -37,7 +39,7 @@ def test_the_devices_share_ends_before_the_last_device_must_begin():
 def test_without_time_for_both_the_cpu_gets_it():
     """When the CPU needs all the time that is left, the device is not tried and not blamed."""
     with two_devices() as two:
-        learn(two.manager.reference_cost, 2.0)
+        learn(two.manager.last.cost, 2.0)
         assert two.run(due(BATCH, two.clock() + 1.5)).device == "cpu"
         assert two.gpu.calls == ()
         assert (two.counted.failures, two.counted.cancelled) == (0, 1)
@@ -106,7 +108,7 @@ def abandoned(two, seconds):
 
     def work():
         with contextlib.suppress(LaneBusy):
-            two.guard.lane.run(BATCH, patience=20, hang_after=20)
+            two.guard.lane.run_within(BATCH, patience=20, hang_after=20)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -182,18 +184,20 @@ def test_the_device_learns_its_own_time_only():
         for _ in range(25):
             two.run()
         assert two.guard.cost.estimate(SIZE) == pytest.approx(0.25)
-        assert two.manager.estimate(SIZE) == pytest.approx(0.25)
 
 
-def test_the_estimate_is_that_of_the_device_that_serves():
-    """When the device is out, a batch takes as long as the CPU takes."""
-    with two_devices() as two:
-        learn(two.guard.cost, 0.1)
-        learn(two.manager.reference_cost, 3.0)
-        assert two.manager.estimate(SIZE) == pytest.approx(0.1)
-        two.guard.breaker.force_open()
-        assert two.manager.estimate(SIZE) == pytest.approx(3.0)
-        assert two.manager.device == "cpu"
+@pytest.mark.parametrize("peers", [True, False])
+def test_all_tries_together_have_one_limit(peers):
+    """`gpu_timeout` is not spent once a device: when the first took it all, the CPU is next."""
+    first, gate = hanging("gpu")
+    second = FakeBackend("simulated")
+    guarded = [[first, second]] if peers else [first, second]
+    manager = FallbackManager([*guarded, FakeBackend("cpu")], FallbackPolicy(gpu_timeout=0.2))
+    assert manager.run(BATCH).device == "cpu"
+    assert second.calls == ()
+    assert manager.stats().failures == {"hang": 1}
+    gate.opened.set()
+    manager.close()
 
 
 def test_failures_are_not_learned():

@@ -8,8 +8,16 @@ from typing import get_args
 import pytest
 
 from resilient_ai._resilience.failures import Classifier, FailureClass
-from resilient_ai._resilience.fault_kinds import ERROR_CLASSES, Fault
+from resilient_ai._resilience.fault_kinds import (
+    ERROR_CLASSES,
+    Crash,
+    DieInPhase,
+    Fault,
+    StartFault,
+    StartSlowly,
+)
 from resilient_ai._resilience.fault_plan import FaultPlan
+from resilient_ai._resilience.process_faults import Breakage, Death, StartPhase
 from resilient_ai.errors import ConfigurationError
 from resilient_ai.testing import FaultRule, Nan, NoFault, OutOfMemory, RaiseError, SilentCpu, When, batch_of
 
@@ -87,6 +95,54 @@ class TestRules:
         assert fired(when, calls=64, seed=1) != fired(when, calls=64, seed=2)
 
 
+class TestStarts:
+    SLOW, DEAD = StartSlowly(), DieInPhase(phase="session")
+
+    def starts(self, *rules, count=6, elapsed=0.0, seed=0):
+        plan = FaultPlan(rules, seed=seed)
+        return [plan.decide_start(start=n, elapsed=elapsed) for n in range(1, count + 1)]
+
+    def test_calls_pass_them_over(self):
+        """A fault of a start happens to no call, and keeps no later rule from it."""
+        plan = FaultPlan((FaultRule(self.DEAD), FaultRule(Nan(), When(calls=(1,)))))
+        assert [plan.decide(call=n, elapsed=0.0, batch=BATCH) for n in (1, 2)] == [Nan(), None]
+
+    def test_starts_pass_over_all_others(self):
+        """A fault of a call happens to no start, and one that shields calls shields no start."""
+        rules = FaultRule(Crash()), FaultRule(NoFault()), FaultRule(self.DEAD, When(first=2))
+        assert self.starts(*rules, count=2) == [None, self.DEAD]
+
+    def test_the_first_that_fires_decides(self):
+        """Rules are tried in order, as for calls."""
+        rules = FaultRule(self.SLOW, When(last=2)), FaultRule(self.DEAD, When(calls=(2, 3)))
+        assert self.starts(*rules, count=4) == [self.SLOW, self.SLOW, self.DEAD, None]
+
+    @pytest.mark.parametrize(
+        ("when", "expected"),
+        [
+            (When(every=3), [3, 6]),
+            (When(first=3, last=4), [3, 4]),
+            (When(after=5.0), []),
+            (When(before=5.0), [1, 2, 3, 4, 5, 6]),
+            (When(flap=(1.0, 3.0)), []),
+            (When(rate=0.0), []),
+            (When(min_rows=99, min_tokens=99, shape=(7, 7)), [1, 2, 3, 4, 5, 6]),
+        ],
+        ids=["every", "range", "after", "before", "flap", "rate", "batches do not matter"],
+    )
+    def test_conditions_are_those_of_starts(self, when, expected):
+        """What is said of calls and of time holds for starts; what is said of batches does not matter."""
+        found = self.starts(FaultRule(self.SLOW, when), elapsed=2.0)
+        assert [n for n, fault in enumerate(found, start=1) if fault] == expected
+
+    def test_the_seed_chooses(self):
+        """With a rate the seed chooses the starts, some and not all."""
+        rule = FaultRule(self.SLOW, When(rate=0.5))
+        first = self.starts(rule, count=64, seed=1)
+        assert first == self.starts(rule, count=64, seed=1) != self.starts(rule, count=64, seed=2)
+        assert {None, self.SLOW} == set(first)
+
+
 class TestJson:
     @pytest.mark.parametrize("name", FaultPlan.presets())
     def test_presets_survive(self, name):
@@ -146,9 +202,36 @@ class TestJson:
 
 class TestPresets:
     def test_every_kind_has_one(self):
-        """A drill that runs all presets has met every kind of fault."""
-        kinds = {cls().kind for cls in get_args(get_args(Fault)[0])} | {"flapping"}
-        assert kinds <= set(FaultPlan.presets())
+        """A drill that runs all presets has met every kind of fault, and every way of the process ones."""
+        faults = [rule.what for name in FaultPlan.presets() for rule in FaultPlan.preset(name).rules]
+        assert {type(fault) for fault in faults} == set(get_args(Fault))
+        hows = [(fault.kind, fault.how) for fault in faults if hasattr(fault, "how")]
+        assert {how for kind, how in hows if kind == "crash"} == set(get_args(Death))
+        assert {how for kind, how in hows if kind == "broken_answer"} == set(get_args(Breakage))
+        dying = [fault.phase for fault in faults if isinstance(fault, DieInPhase)]
+        assert sorted(dying) == sorted(get_args(StartPhase))
+
+    def test_some_need_a_process(self):
+        """Without a worker the presets are those none of whose faults would hurt the host."""
+        names = FaultPlan.presets(process=False)
+        assert set(names) < set(FaultPlan.presets())
+        assert {"raise", "hang", "nan", "silent_cpu", "wrong_norm"} <= set(names)
+        assert not {"segfault", "stdout_noise", "leak", "slow_start"} & set(names)
+        assert not any(FaultPlan.preset(name).needs_process for name in names)
+
+    @pytest.mark.parametrize("name", FaultPlan.presets())
+    def test_a_worker_that_does_not_start_was_ended_before(self, name):
+        """A preset for starts ends the running worker on its first call, and spares the second start."""
+        plan = FaultPlan.preset(name)
+        first, second = (plan.decide_start(start=n, elapsed=0.0) for n in (1, 2))
+        for_starts = any(isinstance(rule.what, StartFault) for rule in plan.rules)
+        assert (first is not None) is for_starts
+        assert second is None
+        if for_starts:
+            assert [plan.decide(call=n, elapsed=0.0, batch=BATCH) for n in (1, 2)] == [
+                Crash(how="kill"),
+                None,
+            ]
 
     def test_an_unknown_name(self):
         """An unknown preset is refused with the names there are."""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from resilient_ai._resilience.failures import Classifier, FailureClass
-from resilient_ai.errors import DeviceFailed
+from resilient_ai._resilience.fault_kinds import Crash, WrongNorm
+from resilient_ai.errors import ConfigurationError, DeviceFailed
 from resilient_ai.testing import (
     ConstantRows,
     FakeBackend,
@@ -91,6 +92,16 @@ class TestAnswers:
         assert np.array_equal(first.run(BATCH).values, again.run(BATCH).values)
         assert not np.array_equal(first.run(BATCH).values, backend(fault).run(BATCH).values)
 
+    def test_the_seed_of_a_perturbation_can_be_given(self):
+        """With a seed of its own a fault perturbs every call alike."""
+        fault = WrongValues(how="perturbed", seed=3)
+        faulty = backend(fault, fault)
+        assert np.array_equal(faulty.run(BATCH).values, faulty.run(BATCH).values)
+
+    def test_wrong_norm(self):
+        """Every vector points where it should and is of another length."""
+        assert np.array_equal(answer(WrongNorm(scale=0.5)).values, RIGHT * np.float32(0.5))
+
     def test_silent_cpu(self):
         """The numbers are right and the device of the answer is not."""
         got = answer(SilentCpu())
@@ -106,6 +117,7 @@ class TestAnswers:
             ZeroRows(),
             ConstantRows(),
             WrongShape(),
+            WrongNorm(),
             WrongValues(),
             WrongValues(how="perturbed"),
         )
@@ -247,6 +259,29 @@ class TestPlans:
         faulty.set_plan(FaultPlan.preset("hang"))
         with pytest.raises(DeviceFailed):
             faulty.run(BATCH)
+
+    @pytest.mark.parametrize("name", FaultPlan.presets())
+    def test_what_the_host_would_not_survive_is_refused(self, name):
+        """A plan is taken exactly if it is among those that need no worker; a refused one changes nothing."""
+        faulty = backend(Nan())
+        if name in FaultPlan.presets(process=False):
+            faulty.set_plan(FaultPlan.preset(name))
+            return
+        with pytest.raises(ConfigurationError, match="worker process"):
+            faulty.set_plan(FaultPlan.preset(name))
+        assert np.isnan(faulty.run(BATCH).values).all()
+
+    def test_the_refusal_says_what_and_what_to_do(self):
+        """The error names the kinds, and it comes at construction as well."""
+        plan = FaultPlan((FaultRule(Nan()), FaultRule(Crash(how="abort"))))
+        with pytest.raises(ConfigurationError, match=r"worker process: crash\..*process=False"):
+            FaultyBackend(FakeBackend(), plan)
+
+    def test_its_injector_is_what_decides(self):
+        """The backend's record is that of its injector."""
+        faulty = backend(Nan())
+        faulty.run(BATCH)
+        assert faulty.injector.injected == faulty.injected == (InjectedFault("test", 1, "nan"),)
 
     def test_the_repr_tells_the_state(self):
         """A debugger shows the plan and how much was injected."""

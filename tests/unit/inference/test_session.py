@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from graph_kit import write_failing_graph, write_graph
-from resilient_ai._inference import session as module
+from resilient_ai._inference import runtime as module
 from resilient_ai._inference.session import GpuOptions, Session, gpu_is_installed, runtime_version
 from resilient_ai.errors import (
     ConfigurationError,
@@ -24,7 +24,7 @@ from resilient_ai.errors import (
 )
 from serving_kit import run_python
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
@@ -94,6 +94,24 @@ class TestRun:
 
         with ThreadPoolExecutor(4) as threads:
             assert list(threads.map(work, range(4))) == [[number] * 50 for number in range(4)]
+
+    @pytest.mark.skipif(
+        not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"),
+        reason="this version does not tell",
+    )
+    def test_where_the_nodes_run(self, graph):
+        """Every node is counted at the provider that runs it."""
+        session = Session(graph, threads=1)
+        assert list(session.nodes) == ["CPUExecutionProvider"]
+        assert session.nodes["CPUExecutionProvider"] > 0
+        assert session.notes == ()
+
+    def test_giving_memory_back(self, graph):
+        """A run that shrinks the arena gives the same answer as any other."""
+        session = Session(graph, threads=1)
+        shrunk = session.run(["pooled"], feeds(), shrink=True)[0]
+        assert shrunk.tolist() == session.run(["pooled"], feeds())[0].tolist()
+        assert session.notes == ()
 
     def test_closed(self, graph):
         """A closed session refuses to run; closing twice is nothing."""

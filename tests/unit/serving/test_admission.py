@@ -87,3 +87,22 @@ def test_nothing_is_guessed_from_lone_queries():
     assert admission.wait(large, 100_000.0, "cpu", now=0.0) is None
     admission.learn(large, "cpu", 2000.0, 0.03, now=0.0)
     assert 0.5 < admission.wait(large, 100_000.0, "cpu", now=0.0) < 10
+
+
+def test_work_ahead_is_shared_by_equal_devices(admission):
+    """Two cards are through with what waits in half the time; the call's own batch is on one of them."""
+    admission.arrived(SINGLE, 30.0)
+    one, two = (admission.wait(SINGLE, 10.0, "cpu", now=0.0, width=width) for width in (1, 2))
+    assert (one, two) == (pytest.approx(_SAFETY * 40, rel=0.01), pytest.approx(_SAFETY * 25, rel=0.01))
+
+
+def test_what_a_full_batch_weighs_may_change(admission):
+    """Work is the same work when another device serves, and is told by what is a full batch there."""
+    on_gpu, on_cpu = (Load(1, "model", "embed", full) for full in (100_000.0, 40.0))
+    admission.arrived(on_gpu, 30.0)
+    admission.arrived(on_cpu, 70.0)
+    assert [load.full for load in admission._outstanding] == [40.0]
+    assert admission.wait(on_gpu, 1000.0, "cpu", now=0.0) is None
+    assert admission.wait(on_cpu, 1000.0, "cpu", now=0.0) == pytest.approx(_SAFETY * 1100, rel=0.01)
+    admission.left(on_gpu, 100.0)
+    assert admission.wait(on_cpu, 0.0, "cpu", now=0.0) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._serving.dispatcher import Dispatcher
 from resilient_ai._serving.hosting import BatchLimits
+from resilient_ai._serving.outlook import Outlook
 from resilient_ai._telemetry.events import EventBus
 from resilient_ai.errors import (
     DeviceFailed,
@@ -404,6 +406,23 @@ class TestBounds:
             submitted(dispatcher, ["c"], on, deadline=clock() + 2)
         assert caught.value.retry_after > 5
         assert not submitted(dispatcher, ["c"], on, deadline=clock() + 100).done()
+
+    @pytest.mark.parametrize(("runners", "refused"), [(1, True), (3, False)])
+    def test_equal_devices_share_what_waits(self, start, gate, runners, refused):
+        """Work ahead takes a share of its time on several cards, but on no more than there are runners."""
+        clock = FakeClock()
+        gate.open(1)
+        backend = FakeBackend("gpu", before=gate, after=lambda batch: clock.tick(float(batch.rows)))
+        dispatcher = start(queue_size=50, clock=clock, runners=runners)
+        on = replace(lane(backend), outlook=lambda: Outlook("gpu", width=4))
+        vectors_of(submitted(dispatcher, ["a"], on))  # one row took one second by this clock
+        for _ in range(11):
+            submitted(dispatcher, ["b"], on)
+        if refused:
+            with pytest.raises(Overloaded, match="deadline"):
+                submitted(dispatcher, ["c"], on, deadline=clock() + 8)
+        else:
+            submitted(dispatcher, ["c"], on, deadline=clock() + 8)
 
     def test_no_thread_to_be_had(self, start, monkeypatch):
         """Where no runner can be started the caller hears of it at once, and the next one is served."""

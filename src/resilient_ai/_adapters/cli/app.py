@@ -17,6 +17,7 @@ from resilient_ai._adapters.cli.console import StderrLog, emit
 from resilient_ai._adapters.cli.failures import Program, Stopped
 from resilient_ai._adapters.cli.session import Session
 from resilient_ai._adapters.drill import command as drill
+from resilient_ai._version import __version__
 
 __all__ = ["app", "main"]
 
@@ -51,8 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer's way to call it
     if asked:
-        from resilient_ai import __version__  # noqa: PLC0415 - the package may still be importing us
-
         emit(f"resilient-ai {__version__}\n")
         raise typer.Exit
 

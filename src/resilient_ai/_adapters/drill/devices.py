@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from resilient_ai._resilience.fault_plan import FaultPlan
 from resilient_ai._resilience.faults import FaultyBackend
 from resilient_ai._serving.canary import default_limit
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.tier import GuardedDevice
+from resilient_ai._workers.backend import WorkerBackend
+from resilient_ai._workers.worker import Worker
 from resilient_ai.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,12 +26,16 @@ _SHORT_RECOVERY_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class DrilledDevice:
-    """A model's first device: how it is guarded, and the means to make it fail."""
+    """A model's first device: how it is guarded, and the means to make it fail.
+
+    `worker` is the process that owns it, None for a device in this process.
+    """
 
     guarded: GuardedDevice
-    faulty: FaultyBackend
+    set_plan: Callable[[FaultPlan | None], None]
     policy: FallbackPolicy
     agreement_limit: float
+    worker: Worker | None
 
     @property
     def name(self) -> str:
@@ -38,6 +45,12 @@ class DrilledDevice:
     def is_back(self) -> bool:
         """Whether it serves, and gets all of the traffic."""
         return self.guarded.is_in_service and self.guarded.ramp.is_full
+
+    def forgive(self) -> None:
+        """Let what it suffered so far, on purpose, not lengthen the wait for its next return."""
+        self.guarded.forgive()
+        if self.worker is not None:
+            self.worker.forgive()
 
     @property
     def trouble(self) -> str:
@@ -98,7 +111,12 @@ def _drilled_device(service: AIService, name: str) -> DrilledDevice:
             "Set AI_USE_GPU=simulated to drill a simulated one"
         )
     guarded = manager.guarded[0]
-    if not isinstance(guarded.backend, FaultyBackend):
+    backend = guarded.backend
+    worker = backend.worker if isinstance(backend, WorkerBackend) else None
+    faults = (
+        worker.injector if worker is not None else backend if isinstance(backend, FaultyBackend) else None
+    )
+    if faults is None:
         raise ConfigurationError(f"{guarded.name} of {name} cannot be made to fail: fault injection is off")
     limit = manager.policy.agreement or default_limit(service.settings.precision)
-    return DrilledDevice(guarded, guarded.backend, manager.policy, limit)
+    return DrilledDevice(guarded, faults.set_plan, manager.policy, limit, worker)

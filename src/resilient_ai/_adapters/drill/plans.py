@@ -32,6 +32,12 @@ class NotedPlan(FaultPlan):
             self.struck.append(self.clock())
         return fault
 
+    def decide_start(self, *, start: int, elapsed: float) -> Fault | None:
+        fault = FaultPlan.decide_start(self, start=start, elapsed=elapsed)
+        if fault is not None:
+            self.struck.append(self.clock())
+        return fault
+
 
 def blames_caller(plan: FaultPlan) -> bool:
     """Whether the plan's errors are none of the device's, so that the caller is right to get them."""

@@ -22,7 +22,8 @@ class FaultResult:
     `added_p50_ms` and `added_p99_ms` are the latencies of answered calls that began during the
     fault less those of the same traffic on the last device alone, None where there were none.
     `back_on_device_s` is from the end of the fault to the device's next answer, None where it did
-    not come in the time given.
+    not come in the time given. `worker_ready_s` is from the first death of a worker's process to the next
+    one's being ready, None where none died.
     """
 
     fault: str
@@ -35,6 +36,7 @@ class FaultResult:
     added_p50_ms: float | None
     added_p99_ms: float | None
     back_on_device_s: float | None
+    worker_ready_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Course:
     off: float
     first_failure: float | None
     back_after: float | None
+    ready_after: float | None = None
     alone: tuple[Call, ...] = ()
 
 
@@ -83,8 +86,13 @@ def tally(course: Course, calls: Sequence[Call]) -> FaultResult:
         first_answer_ms=_first_answer(course, calls),
         added_p50_ms=_added(50, answered, course.alone),
         added_p99_ms=_added(99, answered, course.alone),
-        back_on_device_s=None if course.back_after is None else round(course.back_after, 3),
+        back_on_device_s=_rounded(course.back_after),
+        worker_ready_s=_rounded(course.ready_after),
     )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _first_answer(course: Course, calls: Sequence[Call]) -> float | None:
@@ -114,7 +122,7 @@ def latency_ms(calls: Sequence[Call], percent: float) -> float | None:
 
 _HEADS = (
     "fault", "requests", "right", "typed errors", "wrong", "lost",
-    "first answer ms", "added p50 ms", "added p99 ms", "back on device s",
+    "first answer ms", "added p50 ms", "added p99 ms", "back on device s", "worker ready s",
 )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resilient_ai._adapters.drill.devices import DrilledDevice, drill_settings, drilled_devices
 from resilient_ai._adapters.drill.judge import Judge
+from resilient_ai._adapters.drill.lives import WorkerLives
+from resilient_ai._adapters.drill.outside import OUTSIDE
 from resilient_ai._adapters.drill.plans import NotedPlan, blames_caller, seconds_of
 from resilient_ai._adapters.drill.report import Course, DrillReport, latency_ms, tally
 from resilient_ai._adapters.drill.requests import REQUESTS
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from resilient_ai.service import AIService
     from resilient_ai.settings import AISettings
 
-__all__ = ["QUICK", "Drill", "DrillOptions", "run_drill"]
+__all__ = ["QUICK", "Drill", "DrillOptions", "fault_names", "run_drill"]
 
 QUICK = ("poisoned", "hang", "nan")
 """A fault of each sort: an error, no answer, a wrong answer."""
@@ -41,7 +43,7 @@ class DrillOptions:
     """How to drill.
 
     Attributes:
-        faults: Names of `FaultPlan.presets()`, in order.
+        faults: Names of `fault_names()`, in order; empty for all that the device can have.
         seconds: How long each fault lasts.
         threads: Callers at once.
         seed: Decides what they ask for.
@@ -52,7 +54,7 @@ class DrillOptions:
         ConfigurationError: A value makes no sense; the message names it.
     """
 
-    faults: tuple[str, ...] = FaultPlan.presets()
+    faults: tuple[str, ...] = ()
     seconds: float = 2.0
     threads: int = 4
     seed: int = 0
@@ -60,14 +62,18 @@ class DrillOptions:
     keep_recovery: bool = False
 
     def __post_init__(self) -> None:
-        if not self.faults:
-            raise ConfigurationError(f"name at least one fault of: {', '.join(FaultPlan.presets())}")
-        for name in self.faults:
-            FaultPlan.preset(name)
+        known = fault_names(process=True)
+        if unknown := [name for name in self.faults if name not in known]:
+            raise ConfigurationError(f"there is no fault {unknown[0]!r}; choose of: {', '.join(known)}")
         if not 0 < self.seconds <= 3600:  # noqa: PLR2004 - an hour; NaN fails as well
             raise ConfigurationError(f"seconds={self.seconds!r} must be above 0 and at most 3600")
         if not 1 <= self.threads <= 256:  # noqa: PLR2004 - more callers would measure the threads
             raise ConfigurationError(f"threads={self.threads!r} must be from 1 to 256")
+
+
+def fault_names(*, process: bool) -> tuple[str, ...]:
+    """The faults there are; without `process` those that a device in this process can have."""
+    return (*FaultPlan.presets(process=process), *(OUTSIDE if process else ()))
 
 
 def run_drill(
@@ -121,6 +127,8 @@ class Drill:
         self._judge = Judge(self._devices[0].agreement_limit)
         self._patience = 2 * policy.gpu_timeout + 10.0
         self._back_within = _SETTLE_WITHIN + 2 * policy.recovery_time
+        self._faults = self._choose(options.faults)
+        self._lives = WorkerLives(clock)
 
     def run(self) -> DrillReport:
         """Drill every fault and count."""
@@ -128,9 +136,9 @@ class Drill:
         self._learn()
         courses: list[Course] = []
         marks: list[int] = []
-        with self._traffic() as traffic:
+        with self._lives.watch(self._service), self._traffic() as traffic:
             self._warm_up(traffic)
-            for name in self._options.faults:
+            for name in self._faults:
                 alone = self._ask_reference(traffic)
                 marks.append(len(traffic.calls()))
                 courses.append(self._run_fault(name, traffic, alone))
@@ -193,27 +201,53 @@ class Drill:
         if not warm:
             raise DeviceFailed(f"{name} does not serve before any fault: {self._devices[0].trouble}")
 
+    def _choose(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """The faults to drill; what kills a process is for a worker's only."""
+        possible = fault_names(process=self._devices[0].worker is not None)
+        if impossible := [name for name in wanted if name not in possible]:
+            raise ConfigurationError(
+                f"{impossible[0]} happens to a worker's process, and {self._devices[0].name} has none: "
+                "AI_GPU_IN_PROCESS=false gives it one"
+            )
+        return wanted or possible
+
     def _run_fault(self, name: str, traffic: Traffic, alone: list[Call]) -> Course:
         """Let a fault happen for its time; wait until the device serves again, wholly if it does so soon."""
-        plan = NotedPlan.of(FaultPlan.preset(name))
         seen = len(traffic.calls())
+        for device in self._devices:
+            device.forgive()
         self._tell(f"{name}: on")
         on = self._clock()
+        struck = self._strike(name) if name in OUTSIDE else self._follow(FaultPlan.preset(name))
+        off = self._clock()
+        back_after = self._wait_for_return(traffic, seen, off)
+        self._wait(lambda: all(device.is_back for device in self._devices), _SETTLE_WITHIN)
+        self._tell(f"{name}: off, {'not back' if back_after is None else f'back after {back_after:.2f} s'}")
+        ready_after = self._lives.ready_after(on)
+        return Course(name, self._devices[0].name, on, off, struck, back_after, ready_after, tuple(alone))
+
+    def _follow(self, preset: FaultPlan) -> float | None:
+        """Let a plan have its time; when it first struck, unless its errors are the callers' own."""
+        plan = NotedPlan.of(preset)
         try:
             self._set_plan(plan)
             self._sleep(seconds_of(plan, self._options.seconds))
         finally:
             self._set_plan(None)
-        off = self._clock()
-        back_after = self._wait_for_return(traffic, seen, off)
-        self._wait(lambda: all(device.is_back for device in self._devices), _SETTLE_WITHIN)
-        self._tell(f"{name}: off, {'not back' if back_after is None else f'back after {back_after:.2f} s'}")
-        struck = plan.struck[0] if plan.struck and not blames_caller(plan) else None
-        return Course(name, self._devices[0].name, on, off, struck, back_after, tuple(alone))
+        return plan.struck[0] if plan.struck and not blames_caller(plan) else None
+
+    def _strike(self, name: str) -> float:
+        """Do something to the worker's process from outside, and let its time pass."""
+        worker, began = self._devices[0].worker, self._clock()
+        assert worker is not None
+        OUTSIDE[name](worker, lambda until: self._wait(until, self._back_within))
+        self._sleep(max(0.0, began + self._options.seconds - self._clock()))
+        return began
 
     def _set_plan(self, plan: FaultPlan | None) -> None:
-        for device in self._devices:
-            device.faulty.set_plan(plan)
+        # Models on one worker share what injects its faults; set twice, a plan would begin anew.
+        for set_plan in dict.fromkeys(device.set_plan for device in self._devices):
+            set_plan(plan)
 
     def _wait_for_return(self, traffic: Traffic, seen: int, off: float) -> float | None:
         """Seconds from `off` to the device's first answer to a call that began after it."""
