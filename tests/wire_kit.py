@@ -15,7 +15,7 @@ HEADER_SIZE = 28
 
 
 def header(
-    meta=2, payload=0, *, magic=b"RAIW", version=1, kind=Kind.RUN, reserved=0, request=7, crc=None
+    meta=2, payload=0, *, magic=b"RAIW", version=2, kind=Kind.RUN, reserved=0, request=7, crc=None
 ) -> bytes:
     """A header with a right checksum, unless another one is given."""
     fields = struct.pack("!4sBBHQII", magic, version, kind, reserved, request, meta, payload)
@@ -26,7 +26,8 @@ def raw_frame(meta=None, payload=b"", *, declared=None, **fields) -> bytes:
     """A frame of a meta that is JSON, or bytes as they are; `declared` is the payload's size if it lies."""
     text = meta if isinstance(meta, bytes) else json.dumps({} if meta is None else meta).encode()
     size = len(payload) if declared is None else declared
-    return header(len(text), size, **fields) + text + payload
+    head = header(len(text), size, **fields)
+    return head + text + payload + head[-4:]
 
 
 def decode(data, pieces=None, *, decoder=None):

@@ -2,12 +2,13 @@
 
 ::
 
-    header, 28 bytes                                  meta                    arrays
-    magic  version kind  0   id   meta   payload crc  JSON object             raw bytes, one after
-    4s     u8      u8    u16 u64  u32    u32     u32  with "arrays", if any   another, no padding
+    header, 28 bytes                                  meta                    arrays                 seal
+    magic  version kind  0   id   meta   payload crc  JSON object             raw bytes, one after   crc
+    4s     u8      u8    u16 u64  u32    u32     u32  with "arrays", if any   another, no padding    u32
 
 All integers are big-endian; arrays are little-endian. Nothing is pickled: a frame from a worker
-that runs amok is at worst refused. `crc` is the CRC-32 of the header before it.
+that runs amok is at worst refused. `crc` is the CRC-32 of the header before it, and stands at the
+end once more: were bytes missing, those of the next frame would pass for the last numbers of this one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from resilient_ai._resilience.failures import Diagnosed, FailureClass
 __all__ = ["META_LIMIT", "PAYLOAD_LIMIT", "Decoder", "Frame", "Kind", "ProtocolError", "encode"]
 
 MAGIC: Final = b"RAIW"
-VERSION: Final = 1
+VERSION: Final = 2
 META_LIMIT: Final = 1 << 20
 PAYLOAD_LIMIT: Final = 1 << 30
 
@@ -106,8 +107,11 @@ def encode(frame: Frame) -> list[memoryview]:
     payload = sum(array.nbytes for array in arrays.values())
     _check_limits(len(text), payload)
     fields = _FIELDS.pack(MAGIC, VERSION, frame.kind, 0, frame.id, len(text), payload)
-    head = fields + _CRC.pack(zlib.crc32(fields)) + text
-    return [memoryview(head), *(array.data.cast("B") for array in arrays.values() if array.nbytes)]
+    seal = _CRC.pack(zlib.crc32(fields))
+    bodies = [array.data.cast("B") for array in arrays.values() if array.nbytes]
+    if not bodies:
+        return [memoryview(fields + seal + text + seal)]
+    return [memoryview(fields + seal + text), *bodies, memoryview(seal)]
 
 
 class Decoder:
@@ -144,12 +148,10 @@ class Decoder:
                 self._read_header(bytes(self._target))
             elif self._step == "meta":
                 self._read_meta(bytes(self._target))
-            if self._next_array():
-                continue
+            elif self._step == "seal":
+                return self._finish(bytes(self._target))
             if self._step == "arrays":
-                frame = Frame(self._kind, self._id, self._meta, self._arrays)
-                self._begin()
-                return frame
+                self._aim_at_next()
         return None
 
     def _begin(self) -> None:
@@ -162,16 +164,24 @@ class Decoder:
         self._target = target
         self._filled = 0
 
-    def _next_array(self) -> bool:
-        """Aim at the next array that has bytes; False when there is none, or not yet."""
-        if self._step != "arrays" or not self._left:
-            return False
-        self._aim(self._left.pop(0).data.cast("B"))
-        return True
+    def _aim_at_next(self) -> None:
+        """Aim at the next array that has bytes, and after the last one at the seal."""
+        if self._left:
+            self._aim(self._left.pop(0).data.cast("B"))
+        else:
+            self._step = "seal"
+            self._aim(memoryview(bytearray(_CRC.size)))
+
+    def _finish(self, seal: bytes) -> Frame:
+        if seal != self._seal:
+            raise ProtocolError(f"a frame of {self._payload} bytes of arrays does not end where it should")
+        frame = Frame(self._kind, self._id, self._meta, self._arrays)
+        self._begin()
+        return frame
 
     def _read_header(self, header: bytes) -> None:
-        fields = header[: _FIELDS.size]
-        if _CRC.unpack(header[_FIELDS.size :])[0] != zlib.crc32(fields):
+        fields, self._seal = header[: _FIELDS.size], header[_FIELDS.size :]
+        if _CRC.unpack(self._seal)[0] != zlib.crc32(fields):
             raise ProtocolError(f"not the header of a frame: {header[:16]!r}")
         magic, version, kind, _, self._id, meta, self._payload = _FIELDS.unpack(fields)
         if magic != MAGIC or version != VERSION:

@@ -34,4 +34,5 @@ def test_the_table_is_what_the_program_does():
         if line.startswith("| `")
     ]
     expected = [[f"`{cls}`", *cells(VERDICTS[cls])] for cls in FailureClass]
-    assert [[row[0], *row[2:]] for row in rows] == expected
+    # The page has other tables too, of fewer columns.
+    assert [[row[0], *row[2:]] for row in rows if len(row) == 2 + len(expected[0]) - 1] == expected

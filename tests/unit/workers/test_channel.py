@@ -114,7 +114,7 @@ def test_a_small_frame_is_one_call():
     sender, receiver = Channel(one), Channel(other)
     sender.send(SMALL)
     assert_same(receiver.receive(LONG), SMALL)
-    assert (one.sends, other.reads) == (1, len(["header", "meta", "array"]))
+    assert (one.sends, other.reads) == (1, len(["header", "meta", "array", "seal"]))
     sender.close()
     receiver.close()
 
