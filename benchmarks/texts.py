@@ -167,7 +167,6 @@ def hard_texts(*, seed: int) -> dict[str, list[str]]:
             "0x7fff5fbff8c0 1e-12 3.14159 1,000,000",
             '<p class="x">&amp; &lt;br/&gt;</p>',
             "$$\\int_0^1 x^2\\,dx = \\tfrac{1}{3}$$",
-            "[CLS] [SEP] [PAD] [MASK] [UNK]",
             "##ing ##ed un##able",
         ],
     }

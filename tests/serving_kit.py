@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -44,6 +45,8 @@ class WordEncoder:
 
     def __init__(self, most=512):
         self.most = most
+
+    control_tokens = MappingProxyType({"[CLS]": 101, "[SEP]": 102})
 
     def encode(self, texts):
         rows = [self._ids(text) for text in texts]
@@ -118,9 +121,9 @@ class Switching:
             backend.close()
 
 
-def registry(root: Path, load):
+def registry(root: Path, load, keep=None):
     """A registry that knows the two fake cards; `load(card)` makes a `HostedModel`."""
-    known = ModelRegistry(root, offline=True, loader=lambda installed: load(installed.card))
+    known = ModelRegistry(root, offline=True, loader=lambda installed: load(installed.card), keep=keep)
     for card in (EMBEDDER, RERANKER):
         (root / card.name).mkdir(parents=True, exist_ok=True)
         for file in FILES:
@@ -135,11 +138,13 @@ def hosted(card, backend=None):
     return HostedModel(card, ENCODER, FallbackManager([backend]), LIMITS)
 
 
-def engine(root: Path, backend=None, *, load=None, queue_size=1024, cache_size=1000, runners=1, **options):
+def engine(
+    root: Path, backend=None, *, load=None, queue_size=1024, cache_size=1000, runners=1, keep=None, **options
+):
     """An engine over fakes; everything that is not given goes well."""
     load = load or (lambda card: hosted(card, backend))
     return Engine(
-        registry(root, load),
+        registry(root, load, keep),
         BufferPool(1 << 24),
         VectorCache(cache_size),
         queue_size=queue_size,

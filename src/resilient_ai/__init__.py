@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     )
     from resilient_ai.service import AIService
     from resilient_ai.settings import AISettings
-    from resilient_ai.values import Embeddings, RankedDocument, Ranking
+    from resilient_ai.values import Embeddings, MultiEmbeddings, RankedDocument, Ranking
 
 
 _MODULES = ("similarity", "testing")
@@ -87,7 +87,7 @@ _HOMES = {
     ),
     "service": ("AIService",),
     "settings": ("AISettings",),
-    "values": ("Embeddings", "RankedDocument", "Ranking"),
+    "values": ("Embeddings", "MultiEmbeddings", "RankedDocument", "Ranking"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -116,6 +116,7 @@ __all__ = [
     "ModelNotFound",
     "ModelRegistry",
     "ModelSource",
+    "MultiEmbeddings",
     "Overloaded",
     "Permit",
     "RankedDocument",

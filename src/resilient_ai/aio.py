@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from itertools import islice
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from resilient_ai._serving import arguments as check
 from resilient_ai._serving.health import Health
 from resilient_ai._serving.hosting import HostedModel
 from resilient_ai._telemetry.events import Observer
-from resilient_ai.service import STREAM_CHUNK, AIService, EmbedOptions, RerankOptions
-from resilient_ai.settings import AISettings
-from resilient_ai.values import Embeddings, FloatArray, Ranking
+from resilient_ai.service import STREAM_CHUNK, AIService, EmbedOptions, MultiOptions, RerankOptions
+from resilient_ai.values import Embeddings, FloatArray, MultiEmbeddings, Ranking
+
+if TYPE_CHECKING:
+    from resilient_ai.settings import AISettings
 
 __all__ = ["AsyncAIService"]
 
@@ -35,7 +37,7 @@ class AsyncAIService:
     @classmethod
     def from_env(cls) -> Self:
         """The service as the AI_* environment and the configuration file describe it."""
-        return cls(AISettings())
+        return cls()
 
     @property
     def settings(self) -> AISettings:
@@ -48,8 +50,25 @@ class AsyncAIService:
     async def load(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - a deadline, as everywhere
         await asyncio.to_thread(self._service.load, timeout=timeout)
 
+    async def reload(self, name: str | None = None, *, timeout: float | None = None) -> tuple[str, ...]:  # noqa: ASYNC109 - as above
+        return await asyncio.to_thread(self._service.reload, name, timeout=timeout)
+
+    async def use(
+        self,
+        *,
+        model_name: str | None = None,
+        reranker_name: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - as above
+    ) -> None:
+        await asyncio.to_thread(
+            self._service.use, model_name=model_name, reranker_name=reranker_name, timeout=timeout
+        )
+
     async def embed(self, texts: Iterable[str], **options: Unpack[EmbedOptions]) -> Embeddings:
         return await asyncio.wrap_future(self._service.submit_embed(texts, **options))
+
+    async def embed_multi(self, texts: Iterable[str], **options: Unpack[MultiOptions]) -> MultiEmbeddings:
+        return await asyncio.wrap_future(self._service.submit_embed_multi(texts, **options))
 
     async def embed_query(self, text: str, **options: Unpack[EmbedOptions]) -> FloatArray:
         options.setdefault("input_type", "query")

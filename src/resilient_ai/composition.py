@@ -11,6 +11,7 @@ from pathlib import Path
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._inference.cores import usable_cores
 from resilient_ai._inference.session import GpuOptions
+from resilient_ai._models.keeping import KeepRules
 from resilient_ai._models.registry import ModelRegistry
 from resilient_ai._resilience.fault_plan import FaultPlan
 from resilient_ai._resilience.faults import Injector
@@ -60,11 +61,16 @@ def build_engine(settings: AISettings, warn: Callable[[str], None], events: Even
         hints=Hints(settings.model_path.absolute() / _HINTS),
         policy=_policy(settings),
         events=events,
-        on_missing_gpu=warn if settings.use_gpu == "always" else log.info,
+        # Nobody asked for a GPU with "auto" alone; a missing one is no news then.
+        on_missing_gpu=log.info if settings.use_gpu == "auto" and not settings.worker_python else warn,
     )
     return Engine(
         ModelRegistry(
-            settings.model_path, mirror=settings.mirror_url, offline=settings.offline, loader=assemble
+            settings.model_path,
+            mirror=settings.mirror_url,
+            offline=settings.offline,
+            loader=assemble,
+            keep=KeepRules(settings.keep_models, settings.memory_limit_mb * _MEGABYTE),
         ),
         BufferPool(settings.memory_pool_size * _MEGABYTE),
         VectorCache(settings.cache_size),
@@ -92,7 +98,7 @@ def _devices(settings: AISettings, house: WorkerHouse, threads: int) -> Devices:
         )
     return Devices(
         opener,
-        required=settings.use_gpu == "always",
+        required=settings.use_gpu in {"always", "simulated"},
         token_budget=None if simulated else settings.gpu_token_budget,
         buckets=not simulated,
     )

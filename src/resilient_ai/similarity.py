@@ -6,16 +6,21 @@ normalised. All functions raise `InvalidInput` for shapes that do not fit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from resilient_ai.errors import InvalidInput
+from resilient_ai.values import MultiEmbeddings
 
-__all__ = ["cosine", "maxsim", "top_k"]
+__all__ = ["THREE_WAY_WEIGHTS", "cosine", "maxsim", "sparse_dot", "top_k", "weighted_three_way"]
 
 _SMALLEST_NORM = np.float32(1e-12)
+
+THREE_WAY_WEIGHTS = (0.4, 0.2, 0.4)
+"""Of dense, sparse and token vectors."""
 
 
 def cosine(a: ArrayLike, b: ArrayLike) -> Any:
@@ -61,6 +66,40 @@ def maxsim(query: ArrayLike, document: ArrayLike) -> float:
     if not len(left) or not len(right):
         raise InvalidInput("late interaction needs at least one token on either side")
     return float(cosine(left, right).max(axis=1).mean())
+
+
+def sparse_dot(a: Mapping[int, float], b: Mapping[int, float]) -> float:
+    """The sum of the products of the weights that two texts share, 0 where they share no token.
+
+    The lexical matching score of BGE-M3 (FlagEmbedding, `compute_lexical_matching_score`).
+    """
+    small, large = (a, b) if len(a) <= len(b) else (b, a)
+    return float(sum(weight * large[token] for token, weight in small.items() if token in large))
+
+
+def weighted_three_way(
+    query: MultiEmbeddings,
+    documents: MultiEmbeddings,
+    *,
+    weights: Sequence[float] = THREE_WAY_WEIGHTS,
+) -> NDArray[np.float32]:
+    """How well each document fits each query by dense, sparse and token vectors together, (n, m).
+
+    The weighted mean of `cosine`, `sparse_dot` and `maxsim`, in this order, as FlagEmbedding's
+    `compute_score` has it; the default weights are those of its authors' examples.
+    """
+    if len(weights) != 3 or min(weights) < 0 or sum(weights) <= 0:  # noqa: PLR2004 - three ways
+        raise InvalidInput(f"weights must be three numbers of at least 0, not all of them 0: {weights!r}")
+    dense = np.atleast_2d(cosine(query.dense, documents.dense))
+    sparse = np.array([[sparse_dot(one, other) for other in documents.sparse] for one in query.sparse])
+    token = np.array([[_token_score(one, other) for other in documents.colbert] for one in query.colbert])
+    total = weights[0] * dense + weights[1] * sparse + weights[2] * token
+    return np.asarray(total / sum(weights), np.float32)
+
+
+def _token_score(query: NDArray[np.float32], document: NDArray[np.float32]) -> float:
+    """`maxsim`, and 0 for a text without any token of its own."""
+    return maxsim(query, document) if len(query) and len(document) else 0.0
 
 
 def _rows(vectors: ArrayLike) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ __all__ = [
     "Embeddings",
     "FloatArray",
     "IntArray",
+    "MultiEmbeddings",
     "Priority",
     "RankedDocument",
     "Ranking",
@@ -37,10 +38,10 @@ BoolArray = NDArray[np.bool_]
 
 Priority = Literal["interactive", "bulk"]
 
-Task = Literal["embed", "pool", "score", "maxsim"]
+Task = Literal["embed", "pool", "score", "maxsim", "multi"]
 """What a batch asks for: one L2-normalised vector a row ("embed"), the same before normalisation
-("pool"), one cross-encoder logit a row ("score"), or one
-late-interaction score a row against `Batch.shared_ids` ("maxsim")."""
+("pool"), one cross-encoder logit a row ("score"), one late-interaction score a row against
+`Batch.shared_ids` ("maxsim"), or a vector and everything a model says of each token ("multi")."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,13 +109,16 @@ class Vectors:
 
     `device` names who really computed it ("gpu", "cpu", "simulated"); `degraded` says that a
     lower tier answered than the one that should be up; `seconds` is the device's own time, waiting
-    for it not counted (0 where nobody measured it).
+    for it not counted (0 where nobody measured it). `tokens` is there for the task "multi" only:
+    float32 (all real tokens, 1 + dim), row after row, of each token its lexical weight and then its
+    L2-normalised vector.
     """
 
     values: FloatArray
     device: str
     degraded: bool = False
     seconds: float = 0.0
+    tokens: FloatArray | None = None
 
 
 class Backend(Protocol):
@@ -158,6 +162,36 @@ class Embeddings:
         return (
             f"<Embeddings {self.vectors.shape[0]}x{self.dimensions} model={self.model!r} "
             f"served_by={devices} degraded={self.degraded} {self.elapsed_ms:.1f} ms>"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MultiEmbeddings:
+    """Dense, sparse and token vectors of the same texts, from one pass of a model that gives all three.
+
+    `dense` is float32 (n, dimensions), L2-normalised. `sparse[i]` maps the ids of text *i*'s tokens to
+    their lexical weights, all above 0. `colbert[i]` is float32 (tokens, dim), one L2-normalised vector
+    for each token but the first. The rest is as in `Embeddings`.
+    """
+
+    dense: FloatArray
+    sparse: tuple[dict[int, float], ...]
+    colbert: tuple[FloatArray, ...]
+    model: str
+    token_counts: IntArray
+    truncated: BoolArray
+    served_by: tuple[str, ...]
+    degraded: bool
+    elapsed_ms: float
+
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def __repr__(self) -> str:
+        devices = ",".join(sorted(set(self.served_by))) or "-"
+        return (
+            f"<MultiEmbeddings {len(self)} texts model={self.model!r} served_by={devices} "
+            f"degraded={self.degraded} {self.elapsed_ms:.1f} ms>"
         )
 
 

@@ -34,6 +34,7 @@ PROMISED = {
     "ModelNotFound",
     "ModelRegistry",
     "ModelSource",
+    "MultiEmbeddings",
     "Overloaded",
     "Permit",
     "RankedDocument",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from resilient_ai.errors import InvalidInput
-from resilient_ai.similarity import cosine, maxsim, top_k
+from resilient_ai.similarity import cosine, maxsim, sparse_dot, top_k, weighted_three_way
+from resilient_ai.values import MultiEmbeddings
 
 RNG = np.random.default_rng(3)
 
@@ -104,3 +105,61 @@ class TestMaxsim:
         """Without a token on one side there is no score, and the caller is told."""
         with pytest.raises(InvalidInput, match="token"):
             maxsim(np.ones(left), np.ones(right))
+
+
+def multi(rows, *, seed=0):
+    """Seeded dense, sparse and token vectors of so many texts, the last one without any token."""
+    rng = np.random.default_rng(seed)
+    unit = rng.normal(size=(rows, 4)).astype(np.float32)
+    tokens = [rng.normal(size=(row + 1, 3)).astype(np.float32) for row in range(rows - 1)]
+    return MultiEmbeddings(
+        dense=unit / np.linalg.norm(unit, axis=1, keepdims=True),
+        sparse=tuple({token: 0.5 * (token + row) for token in range(row, row + 3)} for row in range(rows)),
+        colbert=(*tokens, np.empty((0, 3), np.float32)),
+        model="m",
+        token_counts=np.ones(rows, np.int64),
+        truncated=np.zeros(rows, np.bool_),
+        served_by=("cpu",) * rows,
+        degraded=False,
+        elapsed_ms=1.0,
+    )
+
+
+class TestSparse:
+    def test_shared_tokens_count(self):
+        """The weights of shared tokens are multiplied and summed, whichever side comes first."""
+        a, b = {1: 0.5, 2: 2.0, 7: 1.0}, {2: 3.0, 7: 0.25, 9: 100.0}
+        assert sparse_dot(a, b) == sparse_dot(b, a) == pytest.approx(6.25)
+
+    def test_nothing_shared(self):
+        """Texts without a common token score 0, and so does one without any."""
+        assert sparse_dot({1: 1.0}, {2: 1.0}) == sparse_dot({}, {2: 1.0}) == 0.0
+
+
+class TestThreeWay:
+    def test_against_loops(self):
+        """Each score is the weighted mean of the three ways, written out."""
+        query, documents, weights = multi(2), multi(3, seed=1), (0.5, 0.2, 0.3)
+        table = weighted_three_way(query, documents, weights=weights)
+        assert table.shape == (2, 3)
+        for i in range(2):
+            for j in range(3):
+                has_tokens = len(query.colbert[i]) and len(documents.colbert[j])
+                ways = (
+                    plain_cosine(query.dense[i], documents.dense[j]),
+                    sparse_dot(query.sparse[i], documents.sparse[j]),
+                    maxsim(query.colbert[i], documents.colbert[j]) if has_tokens else 0.0,
+                )
+                assert table[i, j] == pytest.approx(np.dot(weights, ways), abs=1e-5)
+
+    def test_only_the_ratio_of_the_weights_counts(self):
+        """Weights are divided by their sum."""
+        query, documents = multi(2), multi(2, seed=1)
+        once, twice = (weighted_three_way(query, documents, weights=w) for w in ((1, 1, 2), (2, 2, 4)))
+        np.testing.assert_allclose(once, twice, rtol=1e-6)
+
+    @pytest.mark.parametrize("weights", [(0, 0, 0), (-1, 1, 1), (1, 1)])
+    def test_weights_that_make_no_sense(self, weights):
+        """None of them, negative ones, or not three."""
+        with pytest.raises(InvalidInput, match="weights"):
+            weighted_three_way(multi(1), multi(1), weights=weights)

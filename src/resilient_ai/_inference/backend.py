@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,30 +11,32 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from resilient_ai._inference.pooling import l2_normalize, maxsim, pool
+from resilient_ai._inference.ports import Ports
 from resilient_ai._inference.session import Session
 from resilient_ai.errors import ModelCorrupt, ResilientAIError
 from resilient_ai.values import Batch, FloatArray, IntArray, Vectors
 
 __all__ = ["OrtBackend"]
 
-_TOKEN_OUTPUTS = ("token_embeddings", "last_hidden_state")
 _QUERIES_KEPT = 16
+_NO_AND_YES = 2
 
 
 class OrtBackend:
     """Runs `Batch`es on a `Session`; pools, normalises and scores where the graph does not.
 
-    Outputs are recognised by their names, those of this library's own graphs and of the published
-    exports: `sentence_embedding`, `pooled`, `token_embeddings` or `last_hidden_state`, `logits`.
-    `pooling` says how to pool a graph that gives only token vectors. Thread-safe.
+    Outputs are recognised as `Ports` has it: those of this library's own graphs and of the published
+    exports. `pooling` says how to pool a graph that gives only token vectors. Thread-safe.
+
+    Raises:
+        ModelCorrupt: At construction, when the graph takes what a batch does not have.
     """
 
     def __init__(self, session: Session, *, device: str, pooling: str | None = None) -> None:
         self._session = session
         self._device = device
         self._pooling = pooling
-        self._outputs = tuple(session.outputs)
-        self._tokens_output = next((name for name in _TOKEN_OUTPUTS if name in self._outputs), None)
+        self._ports = Ports(session.inputs, session.input_shapes, session.outputs)
         # Late interaction asks for the same query with each batch of documents.
         self._queries: LRUCache[bytes, FloatArray] = LRUCache(_QUERIES_KEPT)
         self._queries_lock = threading.Lock()
@@ -45,13 +48,14 @@ class OrtBackend:
     @property
     def dimension(self) -> int | None:
         """The length of the embeddings, where the graph states it."""
-        for name in ("sentence_embedding", "pooled", self._tokens_output):
+        for name in (self._ports.sentence, self._ports.pooled, self._ports.tokens):
             size = self._session.outputs.get(name or "", (None,))[-1]
             if isinstance(size, int):
                 return size
         return None
 
     def run(self, batch: Batch) -> Vectors:
+        tokens = None
         match batch.task:
             case "embed":
                 values = self._embed(batch)
@@ -61,34 +65,40 @@ class OrtBackend:
                 values = self._score(batch)
             case "maxsim":
                 values = self._maxsim(batch)
-        return Vectors(np.ascontiguousarray(values, np.float32), self._device)
+            case "multi":
+                values, tokens = self._multi(batch)
+        return Vectors(np.ascontiguousarray(values, np.float32), self._device, tokens=tokens)
 
     def close(self) -> None:
         self._session.close()
 
     def _embed(self, batch: Batch) -> FloatArray:
-        if "sentence_embedding" in self._outputs:
+        if self._ports.sentence is not None:
             # A published graph may or may not normalise; doing it twice changes nothing.
-            return l2_normalize(_float32(self._fetch("sentence_embedding", batch)))
+            return l2_normalize(self._fetch(batch, self._ports.sentence)[0])
         return l2_normalize(self._pooled(batch))
 
     def _pooled(self, batch: Batch) -> FloatArray:
-        if "pooled" in self._outputs:
-            return _float32(self._fetch("pooled", batch))
-        if self._tokens_output is None or self._pooling is None:
+        if self._ports.pooled is not None:
+            return self._fetch(batch, self._ports.pooled)[0]
+        if self._ports.tokens is None or self._pooling is None:
             raise self._lacks("pooled vectors", "pooled, token_embeddings or last_hidden_state")
         return pool(self._token_vectors(batch), batch.attention_mask, self._pooling)
 
     def _score(self, batch: Batch) -> FloatArray:
-        if "logits" not in self._outputs:
+        if self._ports.logits is None:
             raise self._lacks("scores", "logits")
-        logits = _float32(self._fetch("logits", batch))
-        if logits.size != batch.rows:
+        logits = self._fetch(batch, self._ports.logits)[0]
+        columns = logits.reshape(batch.rows, -1) if logits.size % batch.rows == 0 else logits
+        if columns.shape == (batch.rows, _NO_AND_YES):
+            # A softmax over "no" and "yes" is the sigmoid of their difference.
+            return columns[:, 1:] - columns[:, :1]
+        if columns.shape != (batch.rows, 1):
             raise ModelCorrupt(
-                f"a reranker gives one score a document; {batch.model!r} gave shape {logits.shape} for "
-                f"{batch.rows} documents, so it is another kind of model"
+                f"a reranker gives one score a document, or one for no and one for yes; {batch.model!r} gave "
+                f"shape {logits.shape} for {batch.rows} documents, so it is another kind of model"
             )
-        return logits.reshape(batch.rows, 1)
+        return columns
 
     def _maxsim(self, batch: Batch) -> FloatArray:
         if batch.shared_ids is None:
@@ -108,29 +118,54 @@ class OrtBackend:
                 self._queries[key] = known
         return known
 
+    def _multi(self, batch: Batch) -> tuple[FloatArray, FloatArray]:
+        """One vector a row, and of each real token its lexical weight and its vector, row after row."""
+        ports = self._ports
+        if ports.sentence is None or ports.token_weights is None or ports.colbert is None:
+            raise self._lacks("lexical weights and token vectors", "token_weights and colbert")
+        dense, weights, colbert = self._fetch(batch, ports.sentence, ports.token_weights, ports.colbert)
+        if colbert.shape[1] < batch.input_ids.shape[1]:  # some exports leave the first token out
+            colbert = np.pad(colbert, ((0, 0), (1, 0), (0, 0)))
+        # Some leave the last step to whoever runs them; done twice, it changes nothing.
+        weights = np.maximum(weights.reshape(batch.input_ids.shape), 0)
+        tokens = np.concatenate([weights[:, :, None], l2_normalize(colbert)], axis=2)
+        return l2_normalize(dense), tokens[batch.attention_mask.astype(bool)]
+
     def _token_vectors(self, batch: Batch) -> FloatArray:
-        if self._tokens_output is None:
+        if self._ports.tokens is None:
             raise self._lacks("token vectors", "token_embeddings or last_hidden_state")
-        return _float32(self._fetch(self._tokens_output, batch))
+        return self._fetch(batch, self._ports.tokens)[0]
 
-    def _fetch(self, output: str, batch: Batch) -> NDArray[Any]:
-        return self._session.run([output], self._feeds(batch))[0]
+    def _fetch(self, batch: Batch, *outputs: str) -> list[FloatArray]:
+        if not self._ports.by_row or batch.rows == 1:
+            return self._run(batch, outputs)
+        rows = [self._run(_row(batch, index), outputs) for index in range(batch.rows)]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
-    def _feeds(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-        }
-        if "token_type_ids" in self._session.inputs:
-            types = batch.type_ids
-            feeds["token_type_ids"] = np.zeros_like(batch.input_ids) if types is None else types
-        return {name: array for name, array in feeds.items() if name in self._session.inputs}
+    def _run(self, batch: Batch, outputs: tuple[str, ...]) -> list[FloatArray]:
+        arrays = self._session.run(outputs, self._ports.feeds(batch))
+        return [_float32(array) for array in arrays]
 
     def _lacks(self, what: str, outputs: str) -> ResilientAIError:
-        return ModelCorrupt(
-            f"this graph cannot give {what}: it has the outputs {', '.join(self._outputs)}, not {outputs}"
-        )
+        present = ", ".join(self._ports.outputs)
+        return ModelCorrupt(f"this graph cannot give {what}: it has the outputs {present}, not {outputs}")
+
+
+def _row(batch: Batch, index: int) -> Batch:
+    part = slice(index, index + 1)
+    return replace(
+        batch,
+        input_ids=batch.input_ids[part],
+        attention_mask=batch.attention_mask[part],
+        lengths=batch.lengths[part],
+        type_ids=None if batch.type_ids is None else batch.type_ids[part],
+    )
 
 
 def _float32(array: NDArray[Any]) -> FloatArray:
+    if array.dtype.kind != "f":
+        raise ModelCorrupt(
+            f"this graph gives {array.dtype} numbers, made for storage and not for comparing; use an export "
+            "with float32 or float16 outputs"
+        )
     return array.astype(np.float32, copy=False)

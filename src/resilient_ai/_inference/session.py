@@ -61,8 +61,12 @@ class Session:
         self._recipe = Recipe(graph, threads, gpu, fuse, spin, shared=is_shared(gpu))
         self._session: Any = self._make()
         _sessions.add(self)
-        self.inputs: Mapping[str, str] = {i.name: i.type for i in self._session.get_inputs()}
-        self.outputs: Mapping[str, tuple[int | str, ...]] = {
+        inputs = self._session.get_inputs()
+        self.inputs: Mapping[str, str] = {i.name: i.type for i in inputs}
+        self.input_shapes: Mapping[str, tuple[int | str | None, ...]] = {
+            i.name: tuple(i.shape) for i in inputs
+        }
+        self.outputs: Mapping[str, tuple[int | str | None, ...]] = {
             o.name: tuple(o.shape) for o in self._session.get_outputs()
         }
 

@@ -21,6 +21,7 @@ __all__ = [
     "ModelCard",
     "ModelFile",
     "ModelSource",
+    "PairPrompt",
     "Pooling",
     "Prompt",
     "ScoreRule",
@@ -36,10 +37,10 @@ SourceKind = Literal["folder", "hub", "http", "package"]
 InputType = Literal["query", "document"]
 
 Body = Literal["weights", "graph"]
-"""The two forms a model comes in: safetensors that a graph is built from, or a finished graph."""
+"""The two forms a model comes in: weights that a graph is built from, or a finished graph."""
 
-BUILDABLE: Final[frozenset[Family]] = frozenset({"bert", "xlm-roberta"})
-"""Families whose graph the library builds from safetensors, and therefore prefers to."""
+BUILDABLE: Final[frozenset[Family]] = frozenset({"bert", "xlm-roberta", "mpnet", "nomic-bert", "qwen3"})
+"""Families whose graph the library builds from the weights, and therefore prefers to."""
 
 _BODY_OF_ROLE: Final[Mapping[FileRole, Body]] = {
     "weights": "weights",
@@ -62,6 +63,20 @@ class Prompt(NamedTuple):
     def apply(self, text: str) -> str:
         """The text as the model wants to read it."""
         return f"{self.prefix}{text}{self.suffix}"
+
+
+@dataclass(frozen=True, slots=True)
+class PairPrompt:
+    """What a reranker reads around a pair that is no pair to its tokenizer.
+
+    A row is `prefix`, then the query (by the card's `query_prompt`), `joint` and the document as one
+    text, then `suffix`. `prefix` and `suffix` are tokenised apart and never cut, and control tokens
+    such as `<|im_end|>` count as such in them alone.
+    """
+
+    prefix: str
+    joint: str
+    suffix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +164,12 @@ class ModelCard:
             pair a reranker reads is its query followed by its document, both by template.
         document_prompt: Template of a document; the same rules.
         default_instruction: Fills `{instruction}` where the caller gives none.
-        query_share: Largest part of `max_tokens` a pair's query may take, 0 to 1; None: no limit.
+        pair_prompt: What a reranker reads around a pair; None: the tokenizer's own special tokens.
+        end_token: What the tokenizer must put at the end of each text of an embedding model, and what
+            is put there where an old tokenizer.json does not; None: whatever the tokenizer does.
+        query_share: Largest part of `max_tokens` a pair's query may take (of what a `pair_prompt`
+            leaves of them), 0 to 1; None: no limit.
+        multi: Whether it gives lexical weights and token vectors beside the dense ones.
         type_ids: Whether the model tells the halves of a pair apart by token type ids.
         aliases: Other names it is known by, hub ids among them; looked up without case.
         files: What it consists of; may list both bodies, of which one is fetched.
@@ -174,7 +194,10 @@ class ModelCard:
     query_prompt: str = "{text}"
     document_prompt: str = "{text}"
     default_instruction: str | None = None
+    pair_prompt: PairPrompt | None = None
+    end_token: str | None = None
     query_share: float | None = None
+    multi: bool = False
     type_ids: bool = False
     aliases: tuple[str, ...] = ()
     files: tuple[ModelFile, ...] = ()
@@ -249,15 +272,15 @@ def _wrong_for_kind(card: ModelCard) -> Iterator[str]:
     if card.kind == "reranker":
         if card.score not in get_args(ScoreRule):
             yield f"score must be one of {', '.join(get_args(ScoreRule))} for a reranker, not {card.score!r}"
-        if card.dimension is not None or card.pooling is not None:
-            yield "dimension and pooling are for embeddings; leave them out for a reranker"
+        if card.dimension is not None or card.pooling is not None or card.end_token is not None:
+            yield "dimension, pooling and end_token are for embeddings; leave them out for a reranker"
         return
     if card.dimension is None or card.dimension < 1:
         yield f"dimension must be at least 1 for an embedding, not {card.dimension}"
     if card.pooling not in get_args(Pooling) and (card.pooling is not None or card.family != "onnx"):
         yield f"pooling must be one of {', '.join(get_args(Pooling))} for an embedding, not {card.pooling!r}"
-    if card.score is not None or card.query_share is not None:
-        yield "score and query_share are for rerankers; leave them out for an embedding"
+    if card.score is not None or card.query_share is not None or card.pair_prompt is not None:
+        yield "score, query_share and pair_prompt are for rerankers; leave them out for an embedding"
 
 
 def _wrong_prompts(card: ModelCard) -> Iterator[str]:
@@ -269,6 +292,8 @@ def _wrong_prompts(card: ModelCard) -> Iterator[str]:
         yield "default_instruction must be given, because a prompt contains {instruction}"
     if card.default_instruction is not None and not reads_instruction:
         yield "default_instruction is given, but no prompt contains {instruction}"
+    if card.pair_prompt is not None and card.document_prompt != "{text}":
+        yield "document_prompt and pair_prompt are both given; what stands before a document is the joint"
 
 
 def _wrong_files(card: ModelCard) -> Iterator[str]:

@@ -93,6 +93,12 @@ class InstalledModel:
         return paths[0]
 
     @property
+    def nbytes(self) -> int:
+        """Size of the files that hold the weights."""
+        roles: tuple[FileRole, ...] = ("weights",) if self.body == "weights" else ("graph", "graph-data")
+        return sum(path.stat().st_size for role in roles for path in self.files.get(role, ()))
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when any file does: the key for what is derived from them."""
         lines = "\n".join(f"{path} {digest}" for path, digest in sorted(self.sha256.items()))

@@ -88,6 +88,8 @@ class ModelStore:
             if found := self.installed(card, body=body):  # the one that held the lock did it
                 return found
             home = self._home(card)
+            if not home.owned:  # its owner's to repair
+                return self._settled(self._inspect(card, wanted, home))
             # Twice: a graph that has landed may turn out to need files that the card does not list.
             for _ in range(2):
                 state = self._inspect(card, wanted, home)
@@ -146,7 +148,9 @@ class ModelStore:
             ConfigurationError: the disk may not be written.
             DeadlineExceeded: another process is working on the model.
         """
-        folders = [self.root / card.name, self._state / card.name, self.root / ".quarantine" / card.name]
+        folders = [self._state / card.name, self.root / ".quarantine" / card.name]
+        if self._home(card).owned:
+            folders.append(self.root / card.name)
         with exclusive(self.root / ".locks", card.name, self._lock_timeout):
             return sum(_delete(folder) for folder in folders)
 
@@ -158,13 +162,18 @@ class ModelStore:
         return bodies
 
     def _home(self, card: ModelCard) -> Location:
-        return Location(self.root / card.name, owned=True, source="local")
+        """The model's folder in the root; somebody else's, if the card names it as a source."""
+        home = self.root / card.name
+        named = (source.location for source in card.sources if source.kind == "folder")
+        owned = home.resolve() not in {Path(location).expanduser().resolve() for location in named}
+        return Location(home, owned=owned, source="local")
 
     def _locations(self, card: ModelCard) -> Iterator[Location]:
-        yield self._home(card)
+        home = self._home(card)
+        yield home
         for source in card.sources:
             folder = local_folder(source)
-            if folder is not None:
+            if folder is not None and (home.owned or folder.resolve() != home.folder.resolve()):
                 yield Location(folder, owned=False, source=f"{source.kind}:{source.location}")
 
     def _present(self, card: ModelCard, bodies: tuple[Body, ...]) -> Iterator[tuple[Location, Body]]:

@@ -13,13 +13,13 @@ from resilient_ai._inference.backend import OrtBackend
 from resilient_ai._inference.session import Session
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import ModelCard
-from resilient_ai._models.graphs import ensure_graph
 from resilient_ai._models.installed import InstalledModel
 from resilient_ai._serving.canary import CANARY_TEXTS, canary_batches, default_limit
+from resilient_ai._serving.choosing import GraphChoice, Precision, choose_graph
 from resilient_ai._serving.devices import Devices, warm_up_shapes
 from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.hints import Hints
-from resilient_ai._serving.hosting import BatchLimits, HostedModel
+from resilient_ai._serving.hosting import BatchLimits, HostedModel, has_room
 from resilient_ai._serving.pieces import Ceiling
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.prober import Prober
@@ -58,13 +58,7 @@ class Assembler:
         self._check_precision(installed)
         card = installed.card
         max_tokens = min(card.max_tokens, self.max_tokens)
-        encoder = TextEncoder.load(
-            installed.file("tokenizer"),
-            max_tokens=max_tokens,
-            query_share=card.query_share,
-            with_types=card.type_ids,
-            vocabulary=_vocabulary(installed),
-        )
+        encoder = _encoder(installed, max_tokens)
         manager = self._manager(installed)
         prober = Prober(
             manager,
@@ -79,9 +73,10 @@ class Assembler:
 
     def _manager(self, installed: InstalledModel) -> FallbackManager:
         spec = self._spec(installed)
+        graph = self._choose(installed, "fp32")
         # A worker takes about as long to start as the session on the CPU.
         opening = background(partial(self._open_first, spec), f"resilient-ai-open-{spec.name}")
-        session = Session(Path(spec.graph), threads=self.threads, fuse=spec.fuse)
+        session = Session(graph.path, threads=self.threads, fuse=graph.fuse)
         cpu = OrtBackend(session, device="cpu", pooling=spec.pooling)
         first = opening.result()
         missing = not first and self.devices.required
@@ -117,7 +112,13 @@ class Assembler:
         except DeviceUnavailable as exc:
             self.on_missing_gpu(str(exc))
             return []
-        return [backend for backend in opened if self.devices.required or self._is_usable(backend)]
+        if self.devices.required:
+            return list(opened)
+        # Cards start together; each takes as long as one does.
+        usable = [
+            background(partial(self._is_usable, each), f"resilient-ai-{each.device}") for each in opened
+        ]
+        return [backend for backend, found in zip(opened, usable, strict=True) if found.result()]
 
     def _is_usable(self, backend: Backend) -> bool:
         """Whether a device is there at the start; one that is there and fails may come back."""
@@ -134,14 +135,15 @@ class Assembler:
         return True
 
     def _spec(self, installed: InstalledModel) -> ModelSpec:
-        graph, fuse = self._graph(installed)
+        """The model as the devices before the CPU run it."""
+        graph = self._choose(installed, "fp16" if self.precision == "fp16" else "fp32")
         card = installed.card
         return ModelSpec(
             name=card.name,
-            graph=str(graph.absolute()),
+            graph=str(graph.path.absolute()),
             task="score" if card.kind == "reranker" else "embed",
             pooling=card.pooling,
-            fuse=fuse,
+            fuse=graph.fuse,
             vocabulary=_vocabulary(installed),
             shapes=warm_up_shapes(
                 longest=min(card.max_tokens, self.max_tokens),
@@ -163,31 +165,40 @@ class Assembler:
             max_rows=self.limits.max_rows,
         )
 
-    def _graph(self, installed: InstalledModel) -> tuple[Path, bool]:
-        """The graph to run, and whether ONNX Runtime may still rewrite it.
-
-        Graphs built here are in their final form; published ones gain from the runtime's fusions.
-        """
-        if installed.body == "graph":
-            return installed.file("graph"), True
-        card = installed.card
-        embeds = card.kind == "embedding"
-        graph = ensure_graph(
-            installed.folder,
-            installed.cache_dir,
-            family=card.family,
-            pooling=card.pooling,
-            head="embedding" if embeds else "score",
-            token_outputs=True if embeds and self.token_outputs else None,
-        )
-        return graph, False
+    def _choose(self, installed: InstalledModel, precision: Precision) -> GraphChoice:
+        return choose_graph(installed, precision, token_outputs=self.token_outputs)
 
     def _check_precision(self, installed: InstalledModel) -> None:
-        if self.precision not in {"auto", "fp32"}:
+        if self.precision == "int8":
             raise ConfigurationError(
-                f"AI_PRECISION={self.precision} is not available: {installed.card.name!r} is there in fp32 "
-                "only. Set AI_PRECISION to auto or fp32."
+                f"AI_PRECISION=int8 is not available for {installed.card.name!r}. "
+                "Set AI_PRECISION to auto, fp32 or, for a GPU, fp16."
             )
+
+
+def _encoder(installed: InstalledModel, max_tokens: int) -> TextEncoder:
+    card = installed.card
+    encoder = TextEncoder.load(
+        installed.file("tokenizer"),
+        max_tokens=max_tokens,
+        query_share=card.query_share,
+        with_types=card.type_ids,
+        vocabulary=_vocabulary(installed),
+        end_token=card.end_token,
+        pair_prompt=card.pair_prompt,
+    )
+    for template in (card.query_prompt, card.document_prompt):
+        if found := sorted(token for token in encoder.control_tokens if token in template):
+            raise ConfigurationError(
+                f"Model card {card.name!r}: {found[0]} in a prompt is text like any other; control tokens "
+                "count in a pair_prompt's prefix and suffix alone."
+            )
+    if not has_room(card, encoder, card.prompt_for("query")):
+        raise ConfigurationError(
+            f"a limit of {max_tokens} tokens leaves no room for a query beside the prompt of {card.name!r}; "
+            "raise AI_MAX_LENGTH"
+        )
+    return encoder
 
 
 def _vocabulary(installed: InstalledModel) -> int | None:

@@ -50,12 +50,12 @@ class EmbedCall:
 
     def route(self, model: HostedModel) -> Route[Embeddings]:
         dimensions = check_dimensions(self.dimensions, model.dimension)
-        prompt = model.card.prompt_for(self.input_type, self.instruction)
+        prompt = model.prompt_for(self.input_type, self.instruction)
         lane = model.embedding_lane(normalize=self.normalize)
         keys: list[Hashable] = []
         known: list[CachedVector | None] = [None] * len(self.texts)
         if self.cache.admits(len(self.texts)):
-            keys = [(lane.model, lane.task, prompt, text) for text in self.texts]
+            keys = [(model.number, lane.task, prompt, text) for text in self.texts]
             known = self.cache.look_up(keys)
         missing = [index for index, vector in enumerate(known) if vector is None]
         items = [prompt.apply(self.texts[index]) for index in missing]
@@ -108,7 +108,7 @@ class RerankCall:
 
     def route(self, model: HostedModel) -> Route[Ranking]:
         finish = partial(self._finish, model)
-        query = model.card.prompt_for("query", self.instruction).apply(self.query)
+        query = model.prompt_for("query", self.instruction).apply(self.query)
         prompt = model.card.prompt_for("document")
         documents = [prompt.apply(document) for document in self.documents]
         if model.card.kind == "embedding":

@@ -22,12 +22,12 @@ import numpy as np
 from resilient_ai._inference.batching import collate, plan
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._serving.admission import CHARACTERS_PER_TOKEN, Admission, Load, Ticket, weigh
-from resilient_ai._serving.jobs import Job, Lane, Slice, fail_all
+from resilient_ai._serving.jobs import Job, Lane, Slice, TokenRow, fail_all
 from resilient_ai._serving.queue import JobQueue, urgency
 from resilient_ai._serving.threads import start_thread
 from resilient_ai._telemetry.events import CallShed, EventBus
 from resilient_ai.errors import Overloaded, ResilientAIError, ServiceClosed
-from resilient_ai.values import Batch, IntArray, Tokens, Vectors
+from resilient_ai.values import Batch, FloatArray, IntArray, Tokens, Vectors
 
 __all__ = ["Dispatcher", "QueueSnapshot", "on_runner_thread"]
 
@@ -322,6 +322,20 @@ def _encode(slices: list[Slice]) -> _Wave:
 def _distribute(wave: _Wave, rows: IntArray, answer: Vectors) -> None:
     """Hand each job its rows of a batch."""
     owners = wave.owners[rows]
+    if answer.tokens is not None:
+        _distribute_tokens(wave, rows, answer.tokens)
     for owner in np.unique(owners):
         mine = owners == owner
         wave.jobs[owner].add(wave.positions[rows[mine]], answer.values[mine], answer)
+
+
+def _distribute_tokens(wave: _Wave, rows: IntArray, tokens: FloatArray) -> None:
+    """Hand each job what was said of its rows' tokens, which stand row after row.
+
+    Copies, for a row that is kept must not keep its whole batch.
+    """
+    ends = np.cumsum(wave.tokens.lengths[rows])
+    for row, end in zip(rows.tolist(), ends.tolist(), strict=True):
+        ids = wave.tokens.row(row)
+        said = TokenRow(ids.copy(), tokens[end - len(ids) : end].copy())
+        wave.jobs[wave.owners[row]].add_tokens(int(wave.positions[row]), said)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, pairwise
 from typing import Any, Protocol
 
-from resilient_ai._models.cards import ModelCard
+import numpy as np
+
+from resilient_ai._inference.batching import collate
+from resilient_ai._inference.buffers import BufferPool
+from resilient_ai._models.cards import InputType, ModelCard, Prompt
+from resilient_ai._serving.canary import CANARY_TEXTS
 from resilient_ai._serving.fallback import FallbackManager
+from resilient_ai._serving.heap import trim_heap
 from resilient_ai._serving.jobs import Lane
-from resilient_ai.errors import ConfigurationError
+from resilient_ai._serving.validation import CorruptAnswer, check_answer
+from resilient_ai.errors import ConfigurationError, InvalidInput, ModelCorrupt
 from resilient_ai.values import Task, Tokens
 
-__all__ = ["Closable", "Encoder", "HostedModel"]
+__all__ = ["Closable", "Encoder", "HostedModel", "has_room"]
 
 
 class Encoder(Protocol):
     """What a hosted model needs of a tokenizer; `TextEncoder` is one. Thread-safe."""
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]: ...
 
     def encode(self, texts: Sequence[str]) -> Tokens: ...
 
@@ -36,7 +47,11 @@ class BatchLimits:
 
 
 class HostedModel:
-    """One loaded model. Calls on the same lane share batches; lanes live as long as the model."""
+    """One loaded model. Calls on the same lane share batches; lanes live as long as the model.
+
+    `nbytes` is what its weights take in memory, where that is known. `number` is another one each time
+    that a model is loaded: vectors of two numbers need not be comparable, whatever the name.
+    """
 
     def __init__(
         self,
@@ -45,8 +60,12 @@ class HostedModel:
         backend: FallbackManager,
         limits: BatchLimits,
         prober: Closable | None = None,
+        *,
+        nbytes: int | None = None,
     ) -> None:
         self.card = card
+        self.nbytes = nbytes
+        self.number = next(_numbers)
         self.backend = backend
         self._prober = prober
         self._encoder = encoder
@@ -63,6 +82,21 @@ class HostedModel:
             )
         return self.card.dimension
 
+    def prompt_for(self, input_type: InputType, instruction: str | None) -> Prompt:
+        """The card's prompt around one text.
+
+        Raises:
+            InvalidInput: an instruction for a model that reads none, or one so long that it leaves
+                no room for a text.
+        """
+        prompt = self.card.prompt_for(input_type, instruction)
+        if instruction is not None and not has_room(self.card, self._encoder, prompt):
+            raise InvalidInput(
+                f"the instruction ({len(instruction):,} characters) leaves no room for a text within the "
+                "model's limit of tokens; shorten it, or raise AI_MAX_LENGTH"
+            )
+        return prompt
+
     def embedding_lane(self, *, normalize: bool) -> Lane:
         """The lane for texts that become vectors, L2-normalised or as pooled."""
         return self._texts["embed" if normalize else "pool"]
@@ -76,14 +110,46 @@ class HostedModel:
             )
         return self._pairs
 
+    def multi_lane(self) -> Lane:
+        """The lane for texts of which everything is asked that the model says of them and their tokens."""
+        if not self.card.multi:
+            raise ConfigurationError(
+                f"{self.card.name!r} gives dense vectors alone; name a model with sparse and token vectors "
+                "in AI_MODEL_NAME, like bge-m3"
+            )
+        return self._lane("multi", self._encoder.encode)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of control tokens, which stand for no word."""
+        return frozenset(self._encoder.control_tokens.values())
+
     def interaction_lane(self, query: str) -> Lane:
         """A lane for documents that are scored token by token against one query."""
         return self._lane("maxsim", self._encoder.encode, shared=query)
+
+    def prove(self) -> None:
+        """Run the canary texts on the last device, which has nobody to check it.
+
+        Raises `ModelCorrupt` for an answer that cannot be right, and what the device raises.
+        """
+        score = self.card.kind == "reranker"
+        encoder = self._encoder
+        tokens = encoder.encode_pairs(list(pairwise(CANARY_TEXTS))) if score else encoder.encode(CANARY_TEXTS)
+        last = self.backend.last
+        task: Task = "score" if score else "embed"
+        rows = np.arange(len(tokens))
+        with collate(tokens, rows, BufferPool(_PROOF_BYTES), model=self.card.name, task=task) as batch:
+            try:
+                check_answer(batch, last.run(batch), last.name, self.card.dimension)
+            except CorruptAnswer as exc:
+                raise ModelCorrupt(f"model {self.card.name!r} does not answer rightly: {exc}") from exc
 
     def close(self) -> None:
         if self._prober is not None:
             self._prober.close()
         self.backend.close()
+        trim_heap()
 
     def _lane(self, task: Task, encode: Any, shared: str | None = None) -> Lane:
         return Lane(
@@ -98,4 +164,13 @@ class HostedModel:
         )
 
 
+def has_room(card: ModelCard, encoder: Encoder, prompt: Prompt) -> bool:
+    """Whether a text of one letter fits beside the prompt."""
+    text = prompt.apply("a")
+    tokens = encoder.encode_pairs([(text, "")]) if card.kind == "reranker" else encoder.encode([text])
+    return not tokens.truncated[0]
+
+
 _TEXT_TASKS: tuple[Task, ...] = ("embed", "pool")
+_PROOF_BYTES = 1 << 20
+_numbers = count(1)

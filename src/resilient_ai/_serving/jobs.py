@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from resilient_ai._telemetry.log import log
 from resilient_ai.errors import DeadlineExceeded, ResilientAIError
 from resilient_ai.values import Backend, BoolArray, FloatArray, IntArray, Priority, Task, Tokens, Vectors
 
-__all__ = ["CallFuture", "Job", "Lane", "Progress", "Rows", "Slice"]
+__all__ = ["CallFuture", "Job", "Lane", "Progress", "Rows", "Slice", "TokenRow"]
 
 
 Answer = TypeVar("Answer")
@@ -55,9 +55,19 @@ class Lane:
         return max(1, int(min(self.token_budget, self.look().tokens)))
 
 
+class TokenRow(NamedTuple):
+    """What a device said of each token of one row: ids (n,), and values float32 (n, width)."""
+
+    ids: IntArray
+    values: FloatArray
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Everything the devices gave for one call, in the order of its items."""
+    """Everything the devices gave for one call, in the order of its items.
+
+    `tokens` is empty but for calls that ask for what is said of each token.
+    """
 
     values: FloatArray
     token_counts: IntArray
@@ -65,6 +75,7 @@ class Rows:
     served_by: tuple[str, ...]
     degraded: bool
     elapsed_ms: float
+    tokens: tuple[TokenRow, ...] = ()
 
 
 class CallFuture(Future[Answer]):
@@ -112,6 +123,7 @@ class Job(Generic[Answer]):
         # Guarded by `_lock`.
         self._done = 0
         self._values: FloatArray | None = None
+        self._tokens: dict[int, TokenRow] = {}
         self._devices: list[str] = []
         self._degraded = False
 
@@ -144,6 +156,11 @@ class Job(Generic[Answer]):
         size = part.stop - part.start
         self._token_counts[part.start : part.stop] = tokens.lengths[first : first + size]
         self._truncated[part.start : part.stop] = tokens.truncated[first : first + size]
+
+    def add_tokens(self, row: int, tokens: TokenRow) -> None:
+        """Take over what was said of one row's tokens; before `add` does so with the row itself."""
+        with self._lock:
+            self._tokens[row] = tokens
 
     def add(self, rows: IntArray, values: FloatArray, answer: Vectors) -> None:
         """Take over computed rows; the last ones finish the job."""
@@ -186,6 +203,7 @@ class Job(Generic[Answer]):
             served_by=tuple(self._devices[code] for code in self._device_codes),
             degraded=self._degraded,
             elapsed_ms=(self._clock() - self._started) * 1000,
+            tokens=tuple(self._tokens[row] for row in sorted(self._tokens)),
         )
         try:
             answer = self._finish(rows)

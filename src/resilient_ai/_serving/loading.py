@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -18,12 +18,13 @@ T = TypeVar("T")
 
 
 class BackgroundLoader(Generic[T]):
-    """Runs `load(name)` once per name at a time, each on a thread of its own. Thread-safe.
+    """Loads what it is asked for once at a time, each on a thread of its own. Thread-safe.
 
+    `load(name)` gives what was loaded as a context, which lasts until all who wait for it were told.
     A load that failed is forgotten once its waiters were told: the next request tries again.
     """
 
-    def __init__(self, load: Callable[[str], T]) -> None:
+    def __init__(self, load: Callable[[str], AbstractContextManager[T]]) -> None:
         self._load = load
         self._lock = threading.Lock()
         # Guarded by `_lock`.
@@ -53,15 +54,14 @@ class BackgroundLoader(Generic[T]):
 
     def _run(self, name: str, future: Future[T]) -> None:
         try:
-            loaded = self._load(name)
+            with self._load(name) as loaded:
+                self._forget(name, future)
+                with suppress(InvalidStateError):
+                    future.set_result(loaded)
         except BaseException as exc:  # noqa: BLE001 - every waiter must hear of it, whatever it was
             self._forget(name, future)
             with suppress(InvalidStateError):
                 future.set_exception(exc)
-        else:
-            self._forget(name, future)
-            with suppress(InvalidStateError):
-                future.set_result(loaded)
 
     def _forget(self, name: str, future: Future[T]) -> None:
         with self._lock:

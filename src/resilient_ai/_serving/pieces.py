@@ -130,7 +130,13 @@ def join(answers: Sequence[Vectors]) -> Vectors:
     if len(answers) == 1:
         return answers[0]
     values = np.concatenate([answer.values for answer in answers])
-    return Vectors(values, answers[0].device, seconds=sum(answer.seconds for answer in answers))
+    tokens = [answer.tokens for answer in answers if answer.tokens is not None]
+    return Vectors(
+        values,
+        answers[0].device,
+        seconds=sum(answer.seconds for answer in answers),
+        tokens=np.concatenate(tokens) if tokens else None,
+    )
 
 
 def _rows(batch: Batch, part: slice) -> Batch:

@@ -155,7 +155,7 @@ class Prober:
         ids = canary.input_ids[0, : canary.lengths[0]]
         # An L2-normalised vector and the same before normalisation differ in length only, which
         # the cosine does not see.
-        tasks = ("embed", "pool") if canary.task == "embed" else (canary.task,)
+        tasks = ("embed", "pool", "multi") if canary.task == "embed" else (canary.task,)
         return Verifier(
             ids,
             dict.fromkeys(tasks, expected[:1]),

@@ -53,6 +53,7 @@ class GuardedDevice:
         self.agreement: float | None = None
         self.verifier: Verifier | None = None
         self.out_of_service_because = ""
+        self.trouble = ""
         self._lock = threading.Lock()
         # Guarded by `_lock`: the breaker's generation that was tripped last, how many trips followed
         # one another, and since when the device has been back.
@@ -161,6 +162,7 @@ class GuardedDevice:
         if wait is None:
             return
         self.out_of_service_because = failure.failure_class.value
+        self.trouble = f"{failure.text} {failure.hint}".strip()
         if verdict.replace_worker:
             self.lane.renew()
         self.breaker.open_for(wait, f"{failure.failure_class.value}: {failure.text[:200]}")
@@ -168,7 +170,7 @@ class GuardedDevice:
     def return_to_service(self, permit: Permit) -> None:
         """Settle a probe that went well: traffic comes back, a little at a time."""
         if not self._is_late(permit):
-            self.out_of_service_because = ""
+            self.out_of_service_because = self.trouble = ""
             with self._lock:
                 self._back_since = self._clock()
             self.ramp.restart()

@@ -31,20 +31,31 @@ def check_answer(batch: Batch, answer: Vectors, device: str, dimension: int | No
         raise CorruptAnswer(f"corrupt output: asked {device}, but {answer.device} answered")
     if values.ndim != 2 or values.shape[0] != batch.rows or values.shape[1] == 0:  # noqa: PLR2004
         raise CorruptAnswer(f"corrupt output: shape {values.shape} for a batch of {batch.rows} rows")
-    wanted = dimension if batch.task in {"embed", "pool"} else 1
+    wanted = dimension if batch.task in {"embed", "pool", "multi"} else 1
     if wanted is not None and values.shape[1] != wanted:
         raise CorruptAnswer(f"corrupt output: {values.shape[1]} numbers a row, not {wanted}")
     # One pass: a NaN or infinity anywhere makes its row's sum of squares not finite.
     squares = np.einsum("ij,ij->i", values, values)
     if not np.isfinite(squares).all():
         raise CorruptAnswer("corrupt output: NaN or infinity")
-    if batch.task == "embed" and np.abs(squares - 1.0).max(initial=0.0) > _NORM_TOLERANCE:
+    if batch.task in {"embed", "multi"} and np.abs(squares - 1.0).max(initial=0.0) > _NORM_TOLERANCE:
         raise CorruptAnswer(f"corrupt output: vector of norm {float(np.sqrt(squares.min())):.4f}, not 1")
     if batch.task == "pool" and not squares.all():
         raise CorruptAnswer("corrupt output: a vector of zeros")
+    if batch.task == "multi":
+        _check_tokens(batch, answer)
     few = 2 if values.shape[1] > 1 else _ENOUGH_SCORES
     if batch.rows >= few and (values == values[0]).all() and _texts_differ(batch):
         raise CorruptAnswer("corrupt output: one and the same answer for different texts")
+
+
+def _check_tokens(batch: Batch, answer: Vectors) -> None:
+    tokens = answer.tokens
+    if tokens is None or tokens.ndim != 2 or len(tokens) != batch.tokens:  # noqa: PLR2004 - a matrix
+        shape = None if tokens is None else tokens.shape
+        raise CorruptAnswer(f"corrupt output: token values {shape} for {batch.tokens} tokens")
+    if not np.isfinite(tokens).all():
+        raise CorruptAnswer("corrupt output: NaN or infinity among the token values")
 
 
 def _texts_differ(batch: Batch) -> bool:

@@ -98,7 +98,12 @@ class Verifier:
     def unload(self, batch: Batch, answer: Vectors) -> Vectors:
         """The answer without the canary's row. Raises `CorruptAnswer` when that row is wrong."""
         self.check(batch, answer)
-        return replace(answer, values=answer.values[:-1])
+        tokens = answer.tokens
+        return replace(
+            answer,
+            values=answer.values[:-1],
+            tokens=None if tokens is None else tokens[: len(tokens) - len(self._ids)],
+        )
 
     def check(self, batch: Batch, answer: Vectors) -> None:
         """Look at the canary's row, the last. Raises `CorruptAnswer` when it is wrong."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from resilient_ai._resilience.fault_kinds import fault_meta
@@ -13,7 +14,7 @@ from resilient_ai._workers.messages import ModelSpec, read_answer, read_error, r
 from resilient_ai._workers.tickets import Ticket
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai._workers.worker import Worker, WorkerState
-from resilient_ai.errors import ModelCorrupt
+from resilient_ai.errors import ModelCorrupt, ServiceClosed
 from resilient_ai.values import Batch, Vectors
 
 __all__ = ["WorkerBackend"]
@@ -22,6 +23,7 @@ __all__ = ["WorkerBackend"]
 class WorkerBackend:
     """Runs a model's batches in a worker process. Thread-safe; several models may share a worker.
 
+    The worker knows the model by the name in `model`, whatever the name in a batch.
     It is a `Lane` as well: a process can be ended, so no thread has to be risked on it. `limit` is
     for `run`, in seconds.
     """
@@ -31,6 +33,8 @@ class WorkerBackend:
         self._model = model
         self._limit = limit
         self._last: Life | None = None
+        self._undo: list[Callable[[], None]] = []  # of `on_death`
+        self._closed = False
 
     @property
     def device(self) -> str:
@@ -59,7 +63,8 @@ class WorkerBackend:
         life = self._last = self.worker.life_with(self._model.name)
         injector = self.worker.injector
         fault = injector.decide(batch) if injector is not None else None
-        make = partial(run_frame, batch=batch, fault=None if fault is None else fault_meta(fault))
+        named = replace(batch, model=self._model.name)
+        make = partial(run_frame, batch=named, fault=None if fault is None else fault_meta(fault))
         size = int(batch.input_ids.size)
         ticket = life.request(make, line=self._model.name, size=size, within=min(patience, hang_after))
         wait_out(
@@ -77,6 +82,8 @@ class WorkerBackend:
 
     def prepare(self) -> None:
         """Start the worker and load the model, unless both are there. May take long."""
+        if self._closed:
+            raise ServiceClosed("this model was closed")
         self.worker.prepare(self._model)
 
     def renew(self) -> None:
@@ -86,22 +93,30 @@ class WorkerBackend:
             life.fail(WorkerDied("the worker was ended: what it did last is not to be trusted"))
 
     def on_death(self, tell: Callable[[BaseException], None]) -> None:
-        self.worker.on_death(tell)
+        self._undo.append(self.worker.on_death(tell))
 
     def close(self) -> None:
         """Unload the model; a worker without any model ends."""
+        self._closed = True
+        while self._undo:
+            self._undo.pop()()
         self.worker.leave(self._model.name)
 
     def _check_ids(self, batch: Batch) -> None:
         """On a GPU, an id without a row in the table of embeddings would poison the context."""
         rows = self._model.vocabulary
-        if rows is None or not batch.input_ids.size:
+        if rows is None:
             return
-        if batch.input_ids.max() >= rows or batch.input_ids.min() < 0:
-            raise ModelCorrupt(
-                f"token id {int(batch.input_ids.max())} is beyond the {rows} that {self._model.name!r} "
-                "knows: its tokenizer belongs to another model. Fetch both anew: resilient-ai models pull"
-            )
+        for ids in (batch.input_ids, batch.shared_ids):
+            if ids is None or not ids.size:
+                continue
+            least, most = int(ids.min()), int(ids.max())
+            if least < 0 or most >= rows:
+                raise ModelCorrupt(
+                    f"token id {least if least < 0 else most} is none of the {rows} that "
+                    f"{self._model.name!r} knows: its tokenizer belongs to another model. "
+                    "Fetch both anew: resilient-ai models pull"
+                )
 
     @staticmethod
     def _read(life: Life, frame: Frame) -> Vectors:

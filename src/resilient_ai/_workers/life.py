@@ -28,6 +28,12 @@ __all__ = ["Life", "WorkerDied", "WorkerRetired", "again"]
 
 _AT_ONCE = 0.1
 
+_TAKEN_WITHIN = 1.0
+"""A worker gets so long to take a frame, even from callers who have less time: that is not its fault."""
+
+_LEFT_WITHIN = 1.0
+"""Those who are in the stream when it ends are out of it in microseconds, unless the machine is busy."""
+
 _REAPED_WITHIN = 0.01
 """Between the end of a process's stream and that of the process pass some hundred microseconds."""
 
@@ -52,8 +58,8 @@ def again(error: DeviceFailed) -> DeviceFailed:
 class Life:
     """The requests of one worker process. Thread-safe.
 
-    `number` counts the lives of a worker. `ready` is what it said of itself when it was up, `report`
-    what it said last, `models` what it said of each model that it has loaded. Once `death` is set,
+    `number` counts the lives of a worker. `ready` is what it said of itself when it was up, None
+    before, `report` what it said last, `models` what of each model that it has loaded. Once `death` is set,
     every request has failed with it, and so does every new one; `alarm` is called then.
     """
 
@@ -66,7 +72,7 @@ class Life:
         self.death: DeviceFailed | None = None
         self.models: dict[str, dict[str, Any]] = {}
         self.loading = threading.Lock()  # held by who has a model loaded
-        self.ready: Mapping[str, Any] = {}
+        self.ready: Mapping[str, Any] | None = None
         self.report: Mapping[str, Any] = {}
         self._last_used = clock()
         self.alarm: Callable[[], None] = lambda: None
@@ -82,7 +88,7 @@ class Life:
     @property
     def is_up(self) -> bool:
         """Whether it has started and not died."""
-        return bool(self.ready) and self.death is None
+        return self.ready is not None and self.death is None
 
     @property
     def is_busy(self) -> bool:
@@ -104,20 +110,14 @@ class Life:
     ) -> Ticket:
         """Send the frame that `make` gives for a new id, within that many seconds.
 
-        Raises `LaneBusy` when others are sending all the time, and what the process died of.
+        Once begun, it gets a second at least, since half a frame is the worker's end. Raises `LaneBusy`
+        when others are sending all the time, and what the process died of.
         """
         if not self._sending.acquire(timeout=max(0.0, within)):
             raise LaneBusy("the way to the worker was taken in the time that the callers have left")
         try:
             ticket = self._queue(line, size)
-            self.channel.send(make(ticket.id), timeout=within)
-        except (PeerGone, SendStalled) as exc:
-            self.fail(self._as_death(exc))
-            assert self.death is not None
-            raise again(self.death) from exc
-        except BaseException:
-            self._drop(ticket)
-            raise
+            self._send(ticket, make, max(within, _TAKEN_WITHIN))
         finally:
             self._sending.release()
         return ticket
@@ -130,7 +130,9 @@ class Life:
             while not ticket.is_over:
                 left = give_up - time.monotonic()
                 if left <= 0:
-                    return False
+                    # The time may have passed while this process stood still, and the answer lies there.
+                    self._take_in()
+                    return ticket.is_over
                 if self._reading.acquire(blocking=False):
                     try:
                         self._read(ticket, give_up)
@@ -145,6 +147,9 @@ class Life:
 
     def under_way(self, line: str) -> tuple[int, float] | None:
         """Size of the batch of a model that runs now, and for how many seconds it has."""
+        if self._lines.get(line):
+            # Its caller may have left, and then its answer lies there unread.
+            self._take_in()
         with self._lock:
             waiting = self._lines.get(line)
             head = waiting[0] if waiting else None
@@ -155,7 +160,8 @@ class Life:
     def drain(self) -> None:
         """Take in what is there, down to the end of the stream, whose death follows."""
         with self._reading:
-            while self.death is None and self._receive(0.0):
+            # With some time: the end inside a frame is found only by waiting for its rest.
+            while self.death is None and self._receive(_AT_ONCE):
                 pass
         self._hand_over()
 
@@ -175,6 +181,13 @@ class Life:
             with suppress(OSError):
                 self.process.socket.shutdown(socket.SHUT_RD)
             self.alarm()
+
+    def close(self) -> None:
+        """Give back the stream's handle, once nobody is in it: its number may be another file's then."""
+        self.channel.close()
+        give_up = time.monotonic() + _LEFT_WITHIN
+        while self.channel.fileno() >= 0 and time.monotonic() < give_up:
+            time.sleep(0.001)
 
     def forget(self, model: str) -> None:
         """Have the worker unload a model, without waiting for it."""
@@ -200,6 +213,15 @@ class Life:
                     ticket.begun = now
             return ticket
 
+    def _send(self, ticket: Ticket, make: Callable[[int], Frame], within: float) -> None:
+        try:
+            self.channel.send(make(ticket.id), timeout=within)
+        except (PeerGone, SendStalled) as exc:
+            raise again(self._die_of(exc)) from exc
+        except BaseException:
+            self._drop(ticket)
+            raise
+
     def _drop(self, ticket: Ticket) -> None:
         """Forget a request that was never sent."""
         with self._lock:
@@ -220,6 +242,16 @@ class Life:
         while not ticket.is_over and (left := give_up - time.monotonic()) > 0:
             self._receive(left)
 
+    def _take_in(self) -> None:
+        """Deliver what is there, unless somebody reads who does that anyway."""
+        if self._reading.acquire(blocking=False):
+            try:
+                while self._receive(0.0):
+                    pass
+            finally:
+                self._reading.release()
+            self._hand_over()
+
     def _receive(self, timeout: float) -> bool:
         """Deliver one frame; False when none came. What is no frame ends the life."""
         try:
@@ -227,7 +259,7 @@ class Life:
             if frame is not None:
                 self._deliver(frame)
         except (PeerGone, ProtocolError) as exc:
-            self.fail(self._as_death(exc))
+            self._die_of(exc)
             return False
         return frame is not None
 
@@ -252,6 +284,14 @@ class Life:
             heir = next((each for each in self._tickets.values() if each.waits and not each.is_over), None)
         if heir is not None:
             heir.nudge()
+
+    def _die_of(self, error: DeviceFailed) -> DeviceFailed:
+        """End every request with what an error of the stream means; returns the death that counts."""
+        # Where it was ended from within, the end of the stream is the consequence and tells nothing.
+        if self.death is None:
+            self.fail(self._as_death(error))
+        assert self.death is not None
+        return self.death
 
     def _as_death(self, error: DeviceFailed) -> DeviceFailed:
         """What the process died of: a protocol error is that; all else is told by its exit and last words."""

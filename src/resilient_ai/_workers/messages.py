@@ -163,7 +163,10 @@ def read_run(frame: Frame) -> tuple[Batch, Mapping[str, Any] | None]:
 def answer_frame(request: int, answer: Vectors) -> Frame:
     """`answer.seconds` is the run's own time."""
     meta = {"device": answer.device, "seconds": answer.seconds}
-    return Frame(Kind.ANSWER, request, meta, {"values": answer.values})
+    arrays = {"values": answer.values}
+    if answer.tokens is not None:
+        arrays["tokens"] = answer.tokens
+    return Frame(Kind.ANSWER, request, meta, arrays)
 
 
 def read_answer(frame: Frame) -> Vectors:
@@ -177,7 +180,10 @@ def read_answer(frame: Frame) -> Vectors:
         raise ProtocolError("an answer that does not tell its device")
     if not (isinstance(seconds, (int, float)) and 0 <= seconds <= sys.float_info.max):
         raise ProtocolError("an answer that does not tell how many seconds it took")
-    return Vectors(values, device, seconds=float(seconds))
+    tokens = frame.arrays.get("tokens")
+    if tokens is not None and (tokens.dtype != np.float32 or tokens.ndim != 2):  # noqa: PLR2004 - a matrix
+        raise ProtocolError("an answer whose token values are no matrix")
+    return Vectors(values, device, seconds=float(seconds), tokens=tokens)
 
 
 def error_frame(request: int, error: BaseException) -> Frame:

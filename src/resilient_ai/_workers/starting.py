@@ -1,15 +1,41 @@
-"""Why a worker did not start, in words that say what to do."""
+"""What is special about a worker's start: it takes its time in phases, and its failures need explaining."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+from resilient_ai._resilience.waiting import DeviceHung
+from resilient_ai._workers.life import Life, again
+from resilient_ai._workers.messages import read_error
+from resilient_ai._workers.tickets import Ticket
+from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import DeviceFailed, DeviceUnavailable
 
-__all__ = ["explain_start"]
+__all__ = ["explain_start", "outlast"]
 
 _MISSING = re.compile(r"No module named '?(?P<module>[\w.]{1,100})")
 _TOO_OLD = re.compile(r"SyntaxError|cannot import name")
+
+
+def outlast(life: Life, ticket: Ticket, kind: Kind, *, limit: float, clock: Callable[[], float]) -> Frame:
+    """Wait for the frame of this kind that ends a request; each phase may take `limit` seconds.
+
+    Raises the worker's own error. A worker that takes longer, or says something else, is ended.
+    """
+    while not life.wait(ticket, ticket.moved + limit - clock()):
+        if clock() - ticket.moved >= limit:
+            hung = DeviceHung(f"the worker did not answer within {limit:g} s in phase {ticket.phase!r}")
+            life.fail(hung)
+            raise again(hung)
+    frame = ticket.result()
+    if frame.kind is Kind.ERROR:
+        raise read_error(frame)
+    if frame.kind is not kind:
+        nonsense = ProtocolError(f"the worker answers with {frame.kind.name} instead of {kind.name}")
+        life.fail(nonsense)
+        raise again(nonsense)
+    return frame
 
 
 def explain_start(error: DeviceFailed, python: str) -> DeviceFailed | DeviceUnavailable:

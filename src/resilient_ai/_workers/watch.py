@@ -42,6 +42,31 @@ class WorkerLimits:
     kill: KillLimits = field(default_factory=KillLimits)
 
 
+class _Bell:
+    """Wakes a poll from other threads, until it is closed: its number may be another file's then."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.handle, self._rope = os.pipe()
+        self._is_open = True  # guarded by `_lock`, as are the handles
+
+    def ring(self) -> None:
+        with self._lock:
+            if self._is_open:
+                os.write(self._rope, b"!")
+
+    def close(self) -> None:
+        with self._lock:
+            self.forget()
+
+    def forget(self) -> None:
+        """In the child of a fork: the thread that held the lock may not be there."""
+        if self._is_open:
+            self._is_open = False
+            for end in (self.handle, self._rope):
+                os.close(end)
+
+
 class Ended(Protocol):
     """Is told once that the process is gone, or that it had to be given up."""
 
@@ -67,12 +92,17 @@ class Watch:
         self._limits = limits
         self._on_death = on_death
         self._on_end = on_end
-        self._bell, self._rope = os.pipe()
-        life.alarm = self._ring
+        self._bell = _Bell()
+        life.alarm = self._bell.ring
         self._thread = threading.Thread(target=self._run, name="resilient-ai-worker-watch", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Raises `RuntimeError` where the system has no thread to give."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._bell.close()
+            raise
 
     def join(self, timeout: float) -> None:
         """Wait until the process is gone, at most so many seconds."""
@@ -82,17 +112,20 @@ class Watch:
     def forget(self) -> None:
         """In the child of a fork: close what came along."""
         self.life.process.release()
-        self._close_bell()
+        self._bell.forget()
 
     def _run(self) -> None:
         try:
             self._stay()
             death = self.life.death
-            if death is not None and self.life.ready and not isinstance(death, WorkerRetired):
+            if death is not None and self.life.ready is not None and not isinstance(death, WorkerRetired):
                 self._on_death(self.life, death)
         finally:
+            # Whatever went wrong with the watch: nobody may wait for what is not watched.
+            self.life.fail(WorkerDied("the worker is not watched any more"))
             gone = self._see_off()
-            self._close_bell()
+            self.life.close()
+            self._bell.close()
             self._on_end(self.life, gone=gone)
 
     def _stay(self) -> None:
@@ -100,7 +133,7 @@ class Watch:
         poller = select.poll()
         stream = self.life.channel.fileno()
         poller.register(stream, 0)
-        poller.register(self._bell, select.POLLIN)
+        poller.register(self._bell.handle, select.POLLIN)
         due = time.monotonic() + self._limits.pulse
         while self.life.death is None:
             told = poller.poll(max(0.0, due - time.monotonic()) * 1000)
@@ -125,7 +158,9 @@ class Watch:
             if not life.wait(ticket, limits.silence):
                 life.fail(DeviceHung(f"the worker did not answer within {limits.silence:g} s how it is"))
                 return
-            life.report = ticket.result().meta
+            told = ticket.result()
+            if told.kind is Kind.STATE:
+                life.report = told.meta
 
     def _see_off(self) -> bool:
         """End the process if it has not ended; False when it cannot be ended."""
@@ -138,13 +173,3 @@ class Watch:
     def _ask(self) -> None:
         with suppress(DeviceFailed, LaneBusy):
             self.life.channel.send(Frame(Kind.STOP), timeout=self._limits.kill.ask)
-
-    def _ring(self) -> None:
-        with suppress(OSError):
-            os.write(self._rope, b"!")
-
-    def _close_bell(self) -> None:
-        self.life.alarm = lambda: None
-        for end in (self._bell, self._rope):
-            with suppress(OSError):
-                os.close(end)

@@ -26,14 +26,14 @@ from typing import Any
 
 from resilient_ai._resilience.fault_kinds import fault_meta
 from resilient_ai._resilience.faults import Injector
-from resilient_ai._resilience.waiting import DeviceHung
 from resilient_ai._telemetry.events import EventBus, WorkerAbandoned, WorkerLost, WorkerStarted
+from resilient_ai._telemetry.log import log
 from resilient_ai._workers.budget import RestartBudget
 from resilient_ai._workers.card_lock import CardLock
 from resilient_ai._workers.life import Life, WorkerDied, WorkerRetired, again
-from resilient_ai._workers.messages import DeviceSpec, ModelSpec, hello_frame, load_frame, read_error
+from resilient_ai._workers.messages import DeviceSpec, ModelSpec, hello_frame, load_frame
 from resilient_ai._workers.process import WorkerProcess
-from resilient_ai._workers.starting import explain_start
+from resilient_ai._workers.starting import explain_start, outlast
 from resilient_ai._workers.tickets import Ticket
 from resilient_ai._workers.watch import Watch, WorkerLimits
 from resilient_ai._workers.wire import Frame, Kind
@@ -78,6 +78,7 @@ class Worker:
         injector: Makes starts and batches fail on purpose, in the process.
         events: Is told of starts and ends.
         clock: Seconds, monotonic.
+        spawn: Starts a process, as `WorkerProcess.spawn` does.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Worker:
         injector: Injector | None = None,
         events: EventBus | None = None,
         clock: Callable[[], float] = time.monotonic,
+        spawn: Callable[..., WorkerProcess] = WorkerProcess.spawn,
     ) -> None:
         self.spec = spec
         self._command = command
@@ -104,6 +106,7 @@ class Worker:
         self.injector = injector
         self._events = events if events is not None else EventBus()
         self._clock = clock
+        self._spawn = spawn
         self._mourners: list[Death] = []
         self._users: set[str] = set()
         self._changed = threading.Condition()
@@ -131,8 +134,9 @@ class Worker:
         life = self._running() or self._start()
         with life.loading:
             if model.name not in life.models:
-                loaded = self._await(life, life.request(partial(load_frame, spec=model), within=_SEND))
-                life.models[model.name] = dict(loaded.meta)
+                life.models[model.name] = self._load(life, model)
+        if model.name not in self._users:  # it was closed meanwhile, and could not be unloaded then
+            self.leave(model.name)
         return life
 
     def life_with(self, model: str) -> Life:
@@ -146,9 +150,13 @@ class Worker:
             raise WorkerDied(f"the worker is starting, and has not loaded {model!r} yet")
         return watch.life
 
-    def on_death(self, tell: Death) -> None:
-        """Have `tell(error)` called when a process that was up has died, before another is started."""
+    def on_death(self, tell: Death) -> Callable[[], None]:
+        """Have `tell(error)` called when a process that was up has died, before another is started.
+
+        Call what is returned to have that end.
+        """
         self._mourners.append(tell)
+        return partial(self._mourners.remove, tell)
 
     def leave(self, model: str) -> None:
         """A model is not needed any more; with the last one the process ends."""
@@ -167,14 +175,14 @@ class Worker:
 
     def state(self) -> WorkerState:
         with self._changed:
-            watch, abandoned = self._watch, self._abandoned
+            watch, abandoned = self._watch, self._still_abandoned()
             life = watch.life if watch is not None else None
             if life is None:
                 name = "abandoned" if abandoned is not None else "none"
             else:
-                name = "ending" if life.death is not None else "up" if life.ready else "starting"
+                name = "ending" if life.death is not None else "up" if life.is_up else "starting"
             process = life.process if life is not None else abandoned
-            report = {**life.ready, **life.report} if life is not None else {}
+            report = {**(life.ready or {}), **life.report} if life is not None else {}
             return WorkerState(
                 state=name,
                 pid=None if process is None else process.pid,
@@ -190,6 +198,8 @@ class Worker:
         """End the process and wait for that, at most `timeout` seconds. May be called twice."""
         with self._changed:
             self._closed = True
+            # Who is about to start a process soon has one that can be ended.
+            self._changed.wait_for(lambda: self._watch is not None or not self._starting, timeout)
             watch = self._watch
         if watch is not None:
             watch.life.fail(WorkerRetired("the worker was closed"))
@@ -218,26 +228,53 @@ class Worker:
             try:
                 return self._greet(life)
             except DeviceFailed as exc:
-                raise explain_start(exc, self._command[0]) from exc
+                explained = explain_start(exc, self._command[0])
+                if explained is exc:
+                    raise
+                raise explained from exc
         finally:
             with self._changed:
                 self._starting = False
                 self._changed.notify_all()
 
     def _launch(self) -> Life:
-        if wait := self._budget.take():
-            raise WorkerDied(f"the worker died too often; it is started again in {wait:.1f} s")
         if self._lock is not None and not self._lock.acquire():
             raise DeviceUnavailable(
                 f"card {self.spec.card} has a worker of another process already ({self._lock.holder()}); "
                 "AI_GPU_EXCLUSIVE=false allows one each"
             )
-        process = WorkerProcess.spawn(self._command, env=self._env)
-        with self._changed:
-            self._lives += 1
-            life = Life(process, number=self._lives, clock=self._clock)
-            watch = self._watch = Watch(life, self._limits, on_death=self._mourn, on_end=self._ended)
-        watch.start()
+        try:
+            self._spend()
+            return self._attend(self._spawn(self._command, env=self._env))
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+
+    def _spend(self) -> None:
+        if wait := self._budget.take():
+            raise WorkerDied(f"the worker died too often; it is started again in {wait:.1f} s")
+
+    def _attend(self, process: WorkerProcess) -> Life:
+        """Have a process watched that was started; end it where there is nobody to watch it."""
+        life = Life(process, number=self._lives + 1, clock=self._clock)
+        try:
+            # Under the lock, or it could have ended before it is known to have begun.
+            with self._changed:
+                watch = Watch(life, self._limits, on_death=self._mourn, on_end=self._ended)
+                watch.start()
+                self._watch = watch
+                self._lives += 1
+                self._changed.notify_all()
+        except (OSError, RuntimeError) as exc:
+            process.end(ask=life.close)
+            process.release()
+            raise DeviceUnavailable(
+                f"no worker process could be watched ({exc}): this program or its container is short of "
+                "processes or open files. See: ulimit -a"
+            ) from exc
+        if self._closed:  # too early for `close` to end it
+            life.fail(WorkerRetired("the worker was closed"))
         return life
 
     def _greet(self, life: Life) -> Life:
@@ -246,7 +283,7 @@ class Worker:
         meta = None if fault is None else fault_meta(fault)
         hello = partial(hello_frame, spec=self.spec, version=self._version, fault=meta)
         try:
-            ready = self._await(life, life.request(hello, within=_SEND))
+            ready = self._outlast(life, life.request(hello, within=_SEND), Kind.READY)
         except BaseException as exc:
             life.fail(WorkerRetired(f"the worker could not start: {exc}"))
             raise
@@ -257,30 +294,34 @@ class Worker:
         self._events.emit(WorkerStarted(self.spec.name, life.process.pid, life.number, seconds * 1000))
         return life
 
-    def _await(self, life: Life, ticket: Ticket) -> Frame:
-        """The frame that answers; each phase it goes through may take its time, and no longer."""
-        limit = self._limits.phase
-        while not life.wait(ticket, ticket.moved + limit - self._clock()):
-            if self._clock() - ticket.moved >= limit:
-                hung = DeviceHung(f"the worker did not answer within {limit:g} s in phase {ticket.phase!r}")
-                life.fail(hung)
-                raise again(hung)
-        frame = ticket.result()
-        if frame.kind is Kind.ERROR:
-            raise read_error(frame)
-        return frame
+    def _load(self, life: Life, model: ModelSpec) -> dict[str, Any]:
+        """What the process says of a model that it has loaded."""
+        ticket = life.request(partial(load_frame, spec=model), within=_SEND)
+        try:
+            return dict(self._outlast(life, ticket, Kind.LOADED).meta)
+        finally:
+            if not ticket.is_over:  # interrupted; what is loaded unknown to us could not be loaded again
+                life.forget(model.name)
+
+    def _outlast(self, life: Life, ticket: Ticket, kind: Kind) -> Frame:
+        return outlast(life, ticket, kind, limit=self._limits.phase, clock=self._clock)
 
     def _check_abandoned(self) -> None:
         """Raise while a process that could not be killed is still there. Call with the lock held."""
-        if self._abandoned is None:
-            return
-        if not self._abandoned.has_ended():
+        if (process := self._still_abandoned()) is not None:
             raise DeviceUnavailable(
-                f"worker process {self._abandoned.pid} cannot be killed: it hangs in the driver, and no "
+                f"worker process {process.pid} cannot be killed: it hangs in the driver, and no "
                 "other is started on its card. See the driver's messages (dmesg); a reboot may be needed"
             )
-        self._abandoned.release()
-        self._abandoned = None
+
+    def _still_abandoned(self) -> WorkerProcess | None:
+        """The process that could not be killed, while it is there. Call with the lock held."""
+        if self._abandoned is not None and self._abandoned.has_ended():
+            self._abandoned.release()
+            self._abandoned = None
+            if self._lock is not None:
+                self._lock.release()
+        return self._abandoned
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -289,7 +330,12 @@ class Worker:
             self._last_death = str(death)
         self._events.emit(WorkerLost(self.spec.name, life.process.pid, str(death)))
         for tell in tuple(self._mourners):
-            tell(again(death))
+            try:
+                tell(again(death))
+            except Exception as exc:  # noqa: BLE001 - the others have to hear of it all the same
+                log.error(
+                    "whoever was told of a worker's death failed", device=self.spec.name, error=repr(exc)
+                )
 
     def _ended(self, life: Life, *, gone: bool) -> None:
         """The process is reaped, or given up: the next one may be started."""

@@ -54,6 +54,10 @@ class Reading:
     unknown: tuple[UnknownVariable, ...]
     file: Path | None
 
+    def merged(self) -> dict[str, object]:
+        """Every value that was found, of the strongest layer that has one."""
+        return {key: value for layer in reversed(self.layers) for key, value in layer.values.items()}
+
     def source(self, key: str) -> Layer | None:
         """The layer that decides the value of `key`; None where the default does."""
         return next((layer for layer in self.layers if key in layer.values), None)

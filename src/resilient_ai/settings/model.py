@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from resilient_ai.errors import ConfigurationError
 from resilient_ai.settings.fields import (
@@ -43,28 +41,8 @@ LATE_INTERACTION = "late-interaction"
 _MODEL = "the name of a model in the catalogue"
 _PATH = "a path"
 
-# pydantic-settings asks the class, not the instance, for its sources; this is what the instance
-# that is being built in this thread or task has read.
-_reading: ContextVar[Reading] = ContextVar("_reading")
 
-
-class _LayerSource(PydanticBaseSettingsSource):
-    """One layer of a reading, as pydantic-settings wants to see it."""
-
-    def __init__(self, settings_cls: type[BaseSettings], layer: Layer) -> None:
-        super().__init__(settings_cls)
-        self._layer = layer
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        # Abstract in the base, but asked only by sources that go field by field.
-        return self._layer.values.get(field_name), field_name, False  # pragma: no cover
-
-    def __call__(self) -> dict[str, Any]:
-        # Names that are no setting go along, so that validation lists them with the rest.
-        return dict(self._layer.values)
-
-
-class AISettings(BaseSettings):
+class AISettings(BaseModel):
     """All settings, checked and frozen; equal when their values are, wherever those came from.
 
     `AISettings()` reads the AI_* variables of the environment and the TOML file; keyword
@@ -75,7 +53,7 @@ class AISettings(BaseSettings):
         ConfigurationError: At construction, once, with every problem of every source.
     """
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         validate_default=True,
@@ -105,6 +83,19 @@ class AISettings(BaseSettings):
     offline: Flag = setting(False, "Fetch nothing; use only what is in the model folder.")
     precision: Annotated[Literal["auto", "fp32", "fp16", "int8"], word] = setting(
         "auto", "The numbers a model computes with; auto takes what suits the device."
+    )
+    keep_models: Whole = whole(
+        0,
+        0,
+        1_000_000,
+        "Most models kept in memory; for one more, the one used longest ago leaves. 0: any number.",
+    )
+    memory_limit_mb: Whole = whole(
+        0,
+        0,
+        2**30,
+        "Most megabytes of weights kept in memory; beyond it the models used longest ago leave, until four "
+        "fifths of it are in use. 0: any number.",
     )
     max_length: Whole = whole(
         512, 1, 2**20, "Most tokens of a text; what is longer is cut. Never above the model's own limit."
@@ -233,13 +224,11 @@ class AISettings(BaseSettings):
             known=fields,
             default_file=fields["config_file"].default,
         )
-        token = _reading.set(reading)
         try:
-            super().__init__()
+            # Names that are no setting go along, so that validation lists them with the rest.
+            super().__init__(**reading.merged())
         except ValidationError as exc:
             raise configuration_error(exc.errors(include_url=False), reading, fields) from exc
-        finally:
-            _reading.reset(token)
         if reading.problems:
             raise configuration_error((), reading, fields)
         self._read = reading
@@ -251,16 +240,6 @@ class AISettings(BaseSettings):
         """`AISettings(**values)` with another environment or working folder than the process's."""
         return cls(_environ=environ, _cwd=cwd, **values)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        *_: PydanticBaseSettingsSource,
-        **__: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Replace the stock sources, which can say neither where a value was found nor what is wrong."""
-        return tuple(_LayerSource(settings_cls, layer) for layer in _reading.get().layers)
-
     @field_validator("fault_plan")
     @classmethod
     def _check_permission(cls, plan: str | None, info: ValidationInfo) -> str | None:
@@ -268,6 +247,14 @@ class AISettings(BaseSettings):
         if plan is not None and not info.data.get("allow_fault_injection", True):
             raise ValueError("fault injection is not permitted")
         return plan
+
+    def with_models(self, *, model_name: str, reranker_name: str) -> Self:
+        """The same settings with other models, which count as keywords."""
+        names = {"model_name": model_name, "reranker_name": reranker_name}
+        made = self.model_copy(update=names)
+        layers = (Layer("keyword", names), *self._read.layers)
+        made._read = replace(self._read, layers=layers)  # noqa: SLF001 - its own class
+        return made
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AISettings):
@@ -302,6 +289,11 @@ class AISettings(BaseSettings):
     def reranking_model(self) -> str:
         """The model that scores: `reranker_name`, or the embedding model by late interaction."""
         return self.model_name if self.reranker_name == LATE_INTERACTION else self.reranker_name
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that serve, by the names they were given: one or two."""
+        return tuple(dict.fromkeys((self.model_name, self.reranking_model)))
 
     @property
     def gpu_timeout(self) -> float:

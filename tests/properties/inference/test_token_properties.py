@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resilient_ai._inference.tokens import TextEncoder, _cut_longest_first
-from tokenizer_kit import NAMES, fresh_tokenizer, reference_tokenizer
+from tokenizer_kit import NAMES, encoders_tokenizer, reference_tokenizer
 
 WORD = st.one_of(
     st.sampled_from(
@@ -25,7 +25,7 @@ QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 def test_single_texts_equal_the_packages_truncation(name, texts, limit):
     """Ids and flags are those of `enable_truncation` for the same limit."""
     reference = reference_tokenizer(name)
-    tokens = TextEncoder(fresh_or_shared(name), max_tokens=limit).encode(texts)
+    tokens = TextEncoder(encoders_tokenizer(name), max_tokens=limit).encode(texts)
     for index, text in enumerate(texts):
         reference.no_truncation()
         whole = reference.encode(text).ids
@@ -40,7 +40,7 @@ def test_single_texts_equal_the_packages_truncation(name, texts, limit):
 def test_pairs_equal_the_packages_longest_first(name, pairs, limit):
     """Ids, types and flags of pairs are those of `enable_truncation(strategy="longest_first")`."""
     reference = reference_tokenizer(name)
-    tokens = TextEncoder(fresh_or_shared(name), max_tokens=limit, with_types=True).encode_pairs(pairs)
+    tokens = TextEncoder(encoders_tokenizer(name), max_tokens=limit, with_types=True).encode_pairs(pairs)
     for index, (query, document) in enumerate(pairs):
         reference.no_truncation()
         whole = reference.encode(query, document).ids
@@ -60,7 +60,7 @@ def test_reading_only_the_first_part_changes_nothing(name, words, times, limit):
     text = " ".join(words * times)
     reference = reference_tokenizer(name)
     reference.enable_truncation(limit)
-    tokens = TextEncoder(fresh_or_shared(name), max_tokens=limit).encode([text])
+    tokens = TextEncoder(encoders_tokenizer(name), max_tokens=limit).encode([text])
     assert tokens.ids.tolist() == reference.encode(text).ids
 
 
@@ -74,13 +74,3 @@ def test_the_cut_uses_all_room_and_no_more(first, second, room):
     if kept != (first, second):
         longer = max(first, second)
         assert kept[0 if first == longer else 1] < longer or first == second
-
-
-_SHARED = {}
-
-
-def fresh_or_shared(name):
-    """A tokenizer for encoders alone: they reset what they are given, so one will do for all of them."""
-    if name not in _SHARED:
-        _SHARED[name] = fresh_tokenizer(name)
-    return _SHARED[name]

@@ -96,7 +96,10 @@ def test_what_is_not_supported_is_a_matter_of_configuration(field, value, tmp_pa
 @pytest.mark.parametrize(
     "options",
     [
-        {"pooling": "last_token"},
+        {"pooling": "median"},
+        {"precision": "fp8"},
+        {"device": "cuda"},
+        {"multi": True},
         {"pooling": None},
         {"head": "tokens"},
         {"head": "score"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from tiny_checkpoints import Tiny
+from tiny_families import Qwen
 
 from resilient_ai import errors
 from resilient_ai._models.graphs import build as building
@@ -80,14 +82,17 @@ def test_options_and_folders_have_graphs_of_their_own(folder, cache, tmp_path, b
         ensure(folder, cache),
         ensure(folder, cache, token_outputs=False),
         ensure(folder, cache, pooling="cls"),
+        ensure(folder, cache, precision="fp16"),
+        ensure(folder, cache, device="cpu"),
         ensure(folder, cache, inline_limit=0),
         ensure(other, cache),
     ]
-    assert len(set(paths)) == len(builds) == 5
+    assert len(set(paths)) == len(builds) == 7
     for _ in range(2):
         ensure(folder, cache)
         ensure(other, cache)
-    assert len(builds) == 5
+        ensure(folder, cache, precision="fp16")
+    assert len(builds) == 7
 
 
 def test_new_weights_make_a_new_graph(folder, cache, builds):
@@ -105,6 +110,18 @@ def test_a_new_configuration_makes_a_new_graph(folder, cache, builds):
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     assert ensure(folder, cache).read_bytes() != before
     assert len(builds) == 2
+
+
+def test_new_answers_make_a_new_graph(tmp_path, cache, builds):
+    """A reranker's words are part of what it is, and so is the tokenizer that numbers them."""
+    folder = Qwen().write(tmp_path / "qwen")
+    options = {"family": "qwen3", "pooling": None, "head": "score"}
+    first = ensure(folder, cache, **options)
+    assert ensure(folder, cache, answers=("maybe", "no"), **options) != first
+    before = first.read_bytes()
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"yes": 9, "no": 2}}}))
+    assert ensure(folder, cache, **options).read_bytes() != before
+    assert len(builds) == 3
 
 
 def test_a_new_builder_makes_a_new_graph(folder, cache, builds, monkeypatch):
@@ -211,6 +228,35 @@ def test_a_full_disk_leaves_nothing_behind(folder, cache, monkeypatch):
             ensure(folder, cache)
         assert [name for name in files(cache) if not name.endswith(".lock")] == []
     assert ensure(folder, cache).is_file()
+
+
+def test_a_disk_that_is_too_full_is_told_before_anything_is_written(folder, cache, monkeypatch):
+    """What is needed and what is free stand in the message, and nothing was tried."""
+    usage = shutil.disk_usage("/")._replace(free=5_000_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(building.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(building, "write_graph", pytest.fail)
+        with pytest.raises(errors.ConfigurationError, match=r"needs \d+ MB .* 5 MB are free"):
+            ensure(folder, cache)
+        assert [name for name in files(cache) if not name.endswith(".lock")] == []
+    assert ensure(folder, cache).is_file()
+
+
+def test_a_really_full_disk_leaves_nothing_behind(folder, cache, monkeypatch):
+    """The system's own refusal to write weights becomes our error, and no part of them stays."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no device that is always full")
+    open_file = Path.open
+
+    def open_full(path, mode="r", **options):
+        return open_file(full if path.name.endswith(".data") else path, mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_full)
+        with pytest.raises(errors.ConfigurationError, match="No space left"):
+            ensure(folder, cache, inline_limit=0)
+    assert [name for name in files(cache) if not name.endswith(".lock")] == []
 
 
 def test_waiting_for_another_process_ends(folder, cache):

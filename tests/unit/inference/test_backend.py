@@ -98,10 +98,16 @@ class TestScore:
         answer = backend("logits").run(replace(ROWS, task="score"))
         assert answer.values.tolist() == [[3], [2]]
 
-    def test_more_logits_than_rows(self, backend):
-        """A classifier of several classes is no reranker, and is said so."""
+    def test_no_and_yes(self, backend):
+        """Of two logits a row, for no and for yes, the score is what yes has more."""
+        answer = backend("no_and_yes").run(replace(ROWS, task="score"))
+        assert answer.values.tolist() == [[-6], [-4]]
+
+    @pytest.mark.parametrize("output", ["classes", "words"])
+    def test_other_logits(self, backend, output):
+        """A classifier of several classes is no reranker, nor is a model of words, and both are told so."""
         with pytest.raises(ModelCorrupt, match="one score a document"):
-            backend("logits2").run(replace(ROWS, task="score"))
+            backend(output).run(replace(ROWS, task="score"))
 
 
 class TestMaxsim:
@@ -171,7 +177,7 @@ class TestItself:
             (["sentence_embedding"], 4),
             (["pooled"], 4),
             (["last_hidden_state"], 4),
-            (["unnamed"], None),
+            (["unnamed"], 4),
             (["logits"], None),
         ],
     )

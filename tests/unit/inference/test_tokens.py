@@ -13,7 +13,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai.errors import ConfigurationError, InvalidInput, ModelCorrupt, ModelNotFound
-from tokenizer_kit import NAMES, fresh_tokenizer, reference_tokenizer, small_tokenizer
+from tokenizer_kit import (
+    NAMES,
+    byte_tokenizer,
+    encoders_tokenizer,
+    fresh_tokenizer,
+    reference_tokenizer,
+    small_tokenizer,
+)
 
 
 @pytest.fixture
@@ -52,18 +59,18 @@ class TestEncode:
         spoilt.enable_truncation(5)
         spoilt.enable_padding(length=50)
         texts = ["the sun is warm and the rain is cold", "a"]
-        plain = TextEncoder(fresh_tokenizer(name), max_tokens=64).encode(texts)
+        plain = TextEncoder(encoders_tokenizer(name), max_tokens=64).encode(texts)
         got = TextEncoder(spoilt, max_tokens=64).encode(texts)
         assert got.ids.tolist() == plain.ids.tolist()
         assert got.truncated.tolist() == [False, False]
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_special_tokens_inside_a_text(self, name):
-        """Text that looks like special tokens is treated as the tokenizer itself treats it."""
+    def test_strange_texts(self, name):
+        """Next to nothing, half a tag and odd brackets get the ids the tokenizer itself gives them."""
         reference = reference_tokenizer(name)
         reference.no_truncation()
-        texts = ["</s> <s> hi [CLS] [SEP] there <|endoftext|> <mask>", "<unk>", " \n\t ", "\u200b"]
-        tokens = TextEncoder(fresh_tokenizer(name), max_tokens=128).encode(texts)
+        texts = ["<", "< s>", "[ SEP ]", "a<b>c</b>", "<|im", "x[0][1]", " \n\t ", "\u200b", ""]
+        tokens = TextEncoder(encoders_tokenizer(name), max_tokens=128).encode(texts)
         for index, text in enumerate(texts):
             assert tokens.row(index).tolist() == reference.encode(text).ids
 
@@ -101,7 +108,7 @@ class TestEncode:
     @pytest.mark.slow
     def test_ten_megabytes(self, name, piece):
         """A text of 10 MB costs no more than its first part, whatever it is made of."""
-        encoder = TextEncoder(fresh_tokenizer(name), max_tokens=512)
+        encoder = TextEncoder(encoders_tokenizer(name), max_tokens=512)
         text = piece * (10_000_000 // len(piece))
         began = time.perf_counter()
         tokens = encoder.encode([text])
@@ -152,10 +159,38 @@ class TestPairs:
     def test_each_distinct_text_once(self, small, monkeypatch):
         """A query is tokenised once for all its documents."""
         seen = []
-        plain = small._tokenize
-        monkeypatch.setattr(small, "_tokenize", lambda texts: seen.extend(texts) or plain(texts))
+        plain = small._plain._tokenize
+        monkeypatch.setattr(small._plain, "_tokenize", lambda texts: seen.extend(texts) or plain(texts))
         small.encode_pairs([("the", "sun"), ("the", "rain"), ("the", "sun")])
         assert seen == ["the", "sun", "rain"]
+
+
+class TestEndToken:
+    END = "<|endoftext|>"
+
+    @pytest.mark.parametrize("puts_it_there", [True, False])
+    def test_once_and_last(self, puts_it_there):
+        """Each text ends with it once, whether or not the tokenizer sees to that, cut or not."""
+        made = byte_tokenizer(end=puts_it_there)
+        end = made.token_to_id(self.END)
+        encoder = TextEncoder(made, max_tokens=6, end_token=self.END, with_types=True)
+        tokens = encoder.encode(["", "sun", "the sun the sun the sun the sun", f"sun{self.END}"])
+        for index in range(4):
+            row = tokens.row(index).tolist()
+            assert (row[-1], row.count(end)) == (end, 1)
+        assert tokens.lengths.tolist() == [1, 2, 6, 6]
+        assert tokens.truncated.tolist() == [False, False, True, True]
+        assert tokens.type_ids.tolist() == [0] * 15
+
+    def test_one_that_the_tokenizer_lacks(self):
+        """A tokenizer that does not know the token belongs to another model."""
+        with pytest.raises(ModelCorrupt, match="endoftext"):
+            TextEncoder(small_tokenizer(), max_tokens=8, end_token=self.END)
+
+    def test_takes_its_room(self):
+        """The token counts: one more than fits is refused."""
+        with pytest.raises(ConfigurationError):
+            TextEncoder(byte_tokenizer(), max_tokens=1, end_token=self.END)
 
 
 class TestFiles:

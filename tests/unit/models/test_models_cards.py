@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_ai._models.cards import BUILDABLE, ModelCard, ModelFile, ModelSource
+from resilient_ai._models.cards import BUILDABLE, ModelCard, ModelFile, ModelSource, PairPrompt
 from resilient_ai._models.catalogue import Catalogue, builtin_catalogue
 from resilient_ai.errors import ConfigurationError, InvalidInput, ModelNotFound
 
@@ -20,6 +20,7 @@ DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 EMBEDDING = {"name": "m", "kind": "embedding", "family": "bert", "dimension": 4, "pooling": "cls"}
 RERANKER = {"name": "m", "kind": "reranker", "family": "bert", "score": "sigmoid"}
+PROMPT = PairPrompt("<s>", "\n", "</s>")
 TOKENIZER = ModelFile("tokenizer.json", "tokenizer")
 WEIGHTS = ModelFile("model.safetensors", "weights")
 
@@ -50,6 +51,9 @@ WEIGHTS = ModelFile("model.safetensors", "weights")
         (RERANKER, {"dimension": 4}, "dimension"),
         (RERANKER, {"pooling": "cls"}, "pooling"),
         (RERANKER, {"query_share": 1.0}, "query_share"),
+        (RERANKER, {"end_token": "</s>"}, "end_token"),
+        (RERANKER, {"pair_prompt": PROMPT, "document_prompt": "passage: {text}"}, "joint"),
+        (EMBEDDING, {"pair_prompt": PROMPT}, "pair_prompt"),
     ],
 )
 def test_contradiction_is_refused_by_name(base, changes, field):
@@ -136,8 +140,10 @@ def test_preferred_body_is_the_one_that_is_built():
     """Weights are preferred where the library builds the graph, the published graph elsewhere."""
     catalogue = builtin_catalogue()
     assert catalogue.find("all-MiniLM-L6-v2").bodies == ("weights", "graph")
-    assert catalogue.find("all-mpnet-base-v2").bodies == ("graph", "weights")
-    assert catalogue.find("bge-m3").bodies == ("graph",)
+    assert catalogue.find("all-mpnet-base-v2").bodies == ("weights", "graph")
+    assert catalogue.find("bge-m3").bodies == ("weights", "graph")
+    unknown = dataclasses.replace(catalogue.find("all-mpnet-base-v2"), family="onnx")
+    assert unknown.bodies == ("graph", "weights")
     assert "graph" not in {f.role for f in catalogue.find("e5-small-v2").files_for("weights")}
 
 
@@ -155,15 +161,7 @@ QWEN_TASK = "Given a web search query, retrieve relevant passages that answer th
     ("name", "query", "document"),
     [
         ("qwen3emb", f"Instruct: {QWEN_TASK}\nQuery:T", "T"),
-        (
-            "qwen3_reranker",
-            (
-                "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
-                'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
-                f"<|im_start|>user\n<Instruct>: {QWEN_TASK}\n<Query>: T\n"
-            ),
-            "<Document>: T<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        ),
+        ("qwen3_reranker", f"<Instruct>: {QWEN_TASK}\n<Query>: T", "T"),
         ("bge-m3", "T", "T"),
         ("bge-small-en-v1.5", "Represent this sentence for searching relevant passages: T", "T"),
         ("bge-base-en-v1.5", "Represent this sentence for searching relevant passages: T", "T"),
@@ -176,6 +174,26 @@ def test_prompts_are_the_authors(name, query, document):
     """Each model's prompts are letter for letter those it was trained with."""
     card = builtin_catalogue().find(name)
     assert (query, document) == (card.prompt_for("query").apply("T"), card.prompt_for("document").apply("T"))
+
+
+def test_pair_prompt_is_the_authors():
+    """What the Qwen3 reranker reads around and between its texts is letter for letter what it was trained with."""
+    assert builtin_catalogue().find("qwen3_reranker").pair_prompt == PairPrompt(
+        prefix="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+        'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+        joint="\n<Document>: ",
+        suffix="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    )
+
+
+def test_what_the_tokenizers_must_see_to():
+    """The end token, the query's share and the use of type ids are data, and the right ones."""
+    catalogue = builtin_catalogue()
+    assert catalogue.find("qwen3emb").end_token == "<|endoftext|>"
+    shares = {card.name: card.query_share for card in catalogue if card.query_share}
+    assert shares == {"qwen3_reranker": 0.75, "bge-reranker-v2-m3": 0.75}
+    typed = {card.name for card in catalogue if card.type_ids}
+    assert typed == {"ms-marco-MiniLM-L12-v2", "ms-marco-MiniLM-L6-v2"}
 
 
 @pytest.mark.parametrize(

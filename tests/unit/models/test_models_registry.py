@@ -8,8 +8,9 @@ import pytest
 
 from resilient_ai._models.cards import ModelCard, ModelFile
 from resilient_ai._models.catalogue import Catalogue
-from resilient_ai._models.registry import LoadedModel, ModelRegistry
-from resilient_ai.errors import ConfigurationError, ModelNotFound
+from resilient_ai._models.keeping import LoadedModel, Origin
+from resilient_ai._models.registry import ModelRegistry
+from resilient_ai.errors import ConfigurationError, ModelNotFound, ServiceClosed
 
 FILES = (ModelFile("tokenizer.json", "tokenizer"), ModelFile("model.safetensors", "weights"))
 
@@ -161,8 +162,11 @@ def test_loaded_gives_what_is_there_and_loads_nothing(root):
 def test_list_loaded_says_since_when(root):
     """Loaded models are listed with the time they were there and how long it took."""
     models = registry(root)
-    models.load("small")
-    assert models.list_loaded() == [LoadedModel("small", 2.0, 1.0)]
+    model = models.load("small").model
+    size = len(b"model.safetensors")
+    origin = Origin(models.get("small"), model.fingerprint, None, size)
+    # The clock moves with each look: begun, loaded, leased, given back.
+    assert models.list_loaded() == [LoadedModel("small", 2.0, 1.0, 4.0, 0, origin)]
     assert "loaded: small" in repr(models)
 
 
@@ -196,15 +200,54 @@ def test_loading_what_cannot_be_had_is_not_remembered(root):
     assert models.list_loaded() == []
 
 
-def test_registered_card_is_known_and_loaded_one_is_kept(root):
-    """A card can be added or replaced, but not under a model that is loaded."""
+def test_registered_card_is_known_and_a_loaded_model_keeps_its_own(root):
+    """A card can be added or replaced; a model that is loaded keeps the one it was loaded with."""
     models = registry(root)
     models.register(embedding("own", rank=0))
     assert models.list()[0].name == "own"
+    model = models.load("small")
+    models.register(embedding("small", dimension=8))
+    assert (models.get("small").dimension, models.loaded("small").model.card.dimension) == (8, 4)
+    assert models.load("small") is model
+
+
+def test_closing_ends_it(root):
+    """A closed registry has let go of everything and loads nothing any more."""
+    models = registry(root)
+    model = models.load("small")
+    models.close()
+    models.close()
+    assert (model.closed, models.list_loaded()) == (1, [])
+    with pytest.raises(ServiceClosed):
+        models.load("small")
+
+
+def test_what_is_loaded_after_closing_is_closed(root):
+    """A load that ends when the registry is closed gives nobody a model, and leaves none open."""
+    made = []
+
+    def loader(model):
+        made.append(Loaded(model))
+        models.close()
+        return made[-1]
+
+    models = registry(root, loader)
+    with pytest.raises(ServiceClosed):
+        models.load("small")
+    assert [model.closed for model in made] == [1]
+
+
+def test_a_model_that_cannot_be_closed_is_let_go(root, caplog):
+    """What goes wrong in closing is logged: nobody needs that model any more."""
+
+    class Stubborn:
+        def close(self):
+            raise RuntimeError("no")
+
+    models = registry(root, lambda _: Stubborn())
     models.load("small")
-    models.register(models.get("small"))
-    with pytest.raises(ConfigurationError, match="unload"):
-        models.register(embedding("small", dimension=8))
+    assert models.unload("small")
+    assert "could not be closed" in caplog.text
 
 
 def test_remove_unloads_and_deletes(root):

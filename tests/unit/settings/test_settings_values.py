@@ -40,6 +40,8 @@ def test_the_documented_defaults(tmp_path):
         "model_mirror": "None",
         "offline": "False",
         "precision": "auto",
+        "keep_models": "0",
+        "memory_limit_mb": "0",
         "max_length": "512",
         "normalize": "True",
         "batch_size": "32",

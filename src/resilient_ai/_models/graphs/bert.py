@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from resilient_ai._models.graphs.checkpoint import Checkpoint, Config
-from resilient_ai._models.graphs.encoder import Encoder, declare_inputs, encode
-from resilient_ai._models.graphs.heads import dense_head, embedding_head, require_one_label
-from resilient_ai._models.graphs.ops import Graph, GraphBuilder
+from resilient_ai._models.graphs.encoder import Encoder, encode
+from resilient_ai._models.graphs.graph import Graph
+from resilient_ai._models.graphs.heads import classifier_head, embedding_outputs
+from resilient_ai._models.graphs.inputs import declare_inputs
+from resilient_ai._models.graphs.ops import GraphBuilder
 from resilient_ai._models.graphs.options import GraphOptions
 from resilient_ai._models.graphs.weights import Weights
 
-__all__ = ["MODEL_TYPES", "build"]
-
-MODEL_TYPES = ("bert",)
+__all__ = ["build"]
 
 
 def build(config: Config, weights: Weights, options: GraphOptions) -> Graph:
@@ -25,20 +25,22 @@ def build(config: Config, weights: Weights, options: GraphOptions) -> Graph:
         ConfigurationError: when the configuration asks for what is not supported.
     """
     config.choice("position_embedding_type", ("absolute",), default="absolute")
-    builder = GraphBuilder("bert")
+    builder = GraphBuilder("bert", half=options.precision == "fp16")
     checkpoint = Checkpoint(
         config, weights, prefixes=("", "bert."), anchor="embeddings.word_embeddings.weight"
     )
     encoder = Encoder(builder, checkpoint)
     scores = options.head == "score"
     inputs = declare_inputs(builder, types=scores and config.size("type_vocab_size") > 1)
-    if not scores:
-        embedding_head(encoder, inputs, options)
+    first_only = options.needs_only("cls")
+    if scores:
+        x = encode(encoder, inputs, first_only=first_only, out="first")
+        dense = (
+            checkpoint.encoder("pooler.dense.weight", "hidden_size", "hidden_size"),
+            checkpoint.encoder("pooler.dense.bias", "hidden_size"),
+        )
+        classifier_head(builder, checkpoint, x, dense, "classifier")
     else:
-        require_one_label(encoder, "classifier")
-        x = encode(encoder, inputs, first_only=True, out="first")
-        pooler = checkpoint.encoder("pooler.dense.weight", "hidden_size", "hidden_size")
-        pooler_bias = checkpoint.encoder("pooler.dense.bias", "hidden_size")
-        last = checkpoint.head("classifier.weight", 1, "hidden_size"), checkpoint.head("classifier.bias", 1)
-        dense_head(encoder, x, (pooler, pooler_bias), last)
+        encode(encoder, inputs, first_only=first_only, out="pooled" if first_only else "token_embeddings")
+        embedding_outputs(builder, inputs, options, config.size("hidden_size"))
     return builder.finish(max_tokens=config.size("max_position_embeddings"))

@@ -11,59 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from resilient_ai._models.graphs import bert, xlm_roberta
-from resilient_ai._models.graphs.checkpoint import CONFIG, Config
-from resilient_ai._models.graphs.ops import Graph
+from resilient_ai._models.graphs.families import BUILDER_VERSION, FAMILIES, build_graph, source_names
 from resilient_ai._models.graphs.options import GraphOptions
 from resilient_ai._models.graphs.stamps import FileStamp, Record, still_same
-from resilient_ai._models.graphs.weights import Weights, weight_files
 from resilient_ai._models.graphs.writing import INLINE_LIMIT, graph_files, write_graph
 from resilient_ai.errors import ConfigurationError, DeadlineExceeded, ModelNotFound, ResilientAIError
 
 __all__ = ["BUILDER_VERSION", "FAMILIES", "build_graph", "ensure_graph"]
 
-BUILDER_VERSION = "1"
-"""Raise it with every change that alters the graphs; cached ones are then made again."""
-
-BuildFamily = Callable[[Config, Weights, GraphOptions], Graph]
-
-FAMILIES: Mapping[str, tuple[tuple[str, ...], BuildFamily]] = MappingProxyType(
-    {
-        "bert": (bert.MODEL_TYPES, bert.build),
-        "xlm-roberta": (xlm_roberta.MODEL_TYPES, xlm_roberta.build),
-    }
-)
-"""Per family: the `model_type`s its configurations may name, and its builder."""
-
-
-def build_graph(folder: Path, *, family: str, options: GraphOptions) -> Graph:
-    """Describe the graph of the model in `folder`; weights are read when it is written.
-
-    Raises:
-        ConfigurationError: when family or configuration ask for what is not supported.
-        ModelCorrupt: when configuration and weights are broken or contradict each other.
-        ModelNotFound: when a file is missing.
-    """
-    if family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ConfigurationError(f"No graph builder for family {family!r} (there are: {known}).")
-    model_types, build = FAMILIES[family]
-    config = Config(folder / CONFIG)
-    config.choice("model_type", model_types)
-    graph = build(config, Weights(folder), options)
-    told = {"builder": BUILDER_VERSION, "family": family, "head": options.head}
-    if options.pooling:
-        told["pooling"] = options.pooling
-    return replace(graph, metadata=tuple(sorted({**dict(graph.metadata), **told}.items())))
+_SPARE_DISK = 16 * 2**20
+"""What has to be free beyond the weights: the graph without them, its record, the lock."""
 
 
 def ensure_graph(
@@ -74,6 +39,10 @@ def ensure_graph(
     pooling: str | None,
     head: str,
     token_outputs: bool | None = None,
+    multi: bool = False,
+    answers: tuple[str, str] = ("yes", "no"),
+    precision: str = "fp32",
+    device: str = "any",
     inline_limit: int = INLINE_LIMIT,
     lock_timeout: float = 600.0,
 ) -> Path:
@@ -83,12 +52,17 @@ def ensure_graph(
     A valid graph in a cache that cannot be written is used as it is.
 
     Args:
-        folder: holds `config.json` and `model.safetensors` (or an index and shards).
+        folder: holds `config.json` and the weights: `model.safetensors`, `pytorch_model.bin`, or an
+            index and shards of either.
         cache_dir: where graphs are kept; made when absent. Models may share it.
         family: a key of `FAMILIES`.
-        pooling: "cls", "mean" or "max"; None with head "score".
+        pooling: "cls", "mean", "max" or "last_token"; None with head "score".
         head: "embedding" or "score".
         token_outputs: see `GraphOptions.of`.
+        multi: also give the outputs of BGE-M3's further heads.
+        answers: the words a generative reranker answers with; see `GraphOptions`.
+        precision: "fp32", or "fp16" for GPUs.
+        device: "any", or "cpu" for a graph that need not run anywhere else.
         inline_limit: bytes of weights beyond which they go to a file of their own.
         lock_timeout: seconds to wait for another process that is building the same graph.
 
@@ -101,7 +75,15 @@ def ensure_graph(
         ModelNotFound: when a file of the model is missing.
         DeadlineExceeded: when the other process did not finish within `lock_timeout`.
     """
-    options = GraphOptions.of(head, pooling, token_outputs=token_outputs)
+    options = GraphOptions.of(
+        head,
+        pooling,
+        token_outputs=token_outputs,
+        multi=multi,
+        answers=answers,
+        precision=precision,
+        device=device,
+    )
     entry = _Entry.of(folder.resolve(), cache_dir, family, options, inline_limit)
     if entry.is_valid():
         return entry.path
@@ -130,7 +112,7 @@ class _Entry:
     ) -> _Entry:
         told = json.dumps([str(folder), family, asdict(options), inline_limit], sort_keys=True)
         tag = hashlib.sha256(told.encode()).hexdigest()[:12]
-        name = f"{family}-{options.pooling or options.head}-{tag}.onnx"
+        name = f"{family}-{options.pooling or options.head}-{options.precision}-{tag}.onnx"
         return cls(folder, cache_dir / name, family, options, inline_limit)
 
     def beside(self, suffix: str) -> Path:
@@ -154,6 +136,7 @@ class _Entry:
         """Make the graph in a folder of its own, then move it into place."""
         sources = self._sources()
         graph = build_graph(self.folder, family=self.family, options=self.options)
+        _require_space(self.path.parent, graph.nbytes + _SPARE_DISK)
         partial = self.path.with_name(f".{self.path.name}.partial")
         # The lock is ours, so what lies here was left by a process that died.
         shutil.rmtree(partial, ignore_errors=True)
@@ -179,10 +162,12 @@ class _Entry:
             ) from exc
 
     def _source_names(self) -> list[str]:
-        return [CONFIG, *(file.name for file in weight_files(self.folder))]
+        return source_names(self.folder, family=self.family, options=self.options)
 
     def _told(self) -> dict[str, Any]:
-        return {"family": self.family, **asdict(self.options), "inline_limit": self.inline_limit}
+        told = {"family": self.family, **asdict(self.options), "inline_limit": self.inline_limit}
+        told["answers"] = list(self.options.answers)  # as JSON gives it back
+        return told
 
     def _keep(self, record: Record) -> None:
         try:
@@ -190,6 +175,18 @@ class _Entry:
         except OSError:
             # A cache that cannot be written stays valid; it is only read in full again next time.
             return
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what would fill the disk.
+
+    Raises:
+        ConfigurationError: telling what is needed and what is there.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        msg = f"The graph needs {needed / 1e6:,.0f} MB in {folder}, where {free / 1e6:,.0f} MB are free."
+        raise ConfigurationError(f"{msg} Free some space, or name another cache folder.")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""XLM-RoBERTa and RoBERTa: embedders and cross-encoders.
+"""XLM-RoBERTa and RoBERTa: embedders, BGE-M3 with its three heads among them, and cross-encoders.
 
 BERT's encoder with three differences: the first real position stands after the padding's own
 (`pad_token_id + 1`), there is one token type, and the classifier has its dense layer inside.
@@ -7,16 +7,16 @@ BERT's encoder with three differences: the first real position stands after the 
 from __future__ import annotations
 
 from resilient_ai._models.graphs.checkpoint import Checkpoint, Config
-from resilient_ai._models.graphs.encoder import Encoder, declare_inputs, encode
-from resilient_ai._models.graphs.heads import dense_head, embedding_head, require_one_label
-from resilient_ai._models.graphs.ops import Graph, GraphBuilder
+from resilient_ai._models.graphs.classified import add_outputs, position_range
+from resilient_ai._models.graphs.encoder import Encoder
+from resilient_ai._models.graphs.graph import Graph
+from resilient_ai._models.graphs.inputs import declare_inputs
+from resilient_ai._models.graphs.m3_heads import add_m3_outputs
+from resilient_ai._models.graphs.ops import GraphBuilder
 from resilient_ai._models.graphs.options import GraphOptions
 from resilient_ai._models.graphs.weights import Weights
-from resilient_ai.errors import ModelCorrupt
 
-__all__ = ["MODEL_TYPES", "build"]
-
-MODEL_TYPES = ("roberta", "xlm-roberta")
+__all__ = ["build"]
 
 
 def build(config: Config, weights: Weights, options: GraphOptions) -> Graph:
@@ -24,31 +24,17 @@ def build(config: Config, weights: Weights, options: GraphOptions) -> Graph:
 
     Raises:
         ModelCorrupt: when weights and configuration contradict each other.
+        ModelNotFound: when the further heads are asked for and their files are missing.
         ConfigurationError: when the configuration asks for what is not supported.
     """
     config.choice("position_embedding_type", ("absolute",), default="absolute")
-    builder = GraphBuilder("xlm-roberta")
+    builder = GraphBuilder("xlm-roberta", half=options.precision == "fp16")
     checkpoint = Checkpoint(
         config, weights, prefixes=("", "roberta."), anchor="embeddings.word_embeddings.weight"
     )
-    first = config.size("pad_token_id", 0) + 1
-    longest = config.size("max_position_embeddings") - first
-    if longest < 1:
-        raise ModelCorrupt(f"{config.path}: 'max_position_embeddings' leaves no room after 'pad_token_id'.")
-    encoder = Encoder(builder, checkpoint, first_position=first)
-    inputs = declare_inputs(builder, types=False)
-    if options.head == "embedding":
-        embedding_head(encoder, inputs, options)
-    else:
-        require_one_label(encoder, "classifier.out_proj")
-        x = encode(encoder, inputs, first_only=True, out="first")
-        dense = (
-            checkpoint.head("classifier.dense.weight", "hidden_size", "hidden_size"),
-            checkpoint.head("classifier.dense.bias", "hidden_size"),
-        )
-        last = (
-            checkpoint.head("classifier.out_proj.weight", 1, "hidden_size"),
-            checkpoint.head("classifier.out_proj.bias", 1),
-        )
-        dense_head(encoder, x, dense, last)
+    first, longest = position_range(config)
+    inputs = declare_inputs(builder)
+    add_outputs(Encoder(builder, checkpoint, first_position=first), inputs, options)
+    if options.multi:
+        add_m3_outputs(builder, config, weights.folder, inputs)
     return builder.finish(max_tokens=longest)
