@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ CONFIG = {
 }
 
 CONVERT = """
-import json, sys
+import resource, sys
 from pathlib import Path
 from resilient_ai._models.graphs import ensure_graph
 folder = Path(sys.argv[1])
@@ -49,7 +48,7 @@ graph = ensure_graph(
     folder, folder / "graphs", family="qwen3", pooling="last_token", head="embedding", precision=sys.argv[2]
 )
 assert "torch" not in sys.modules
-print(graph)
+print(graph, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
@@ -67,12 +66,11 @@ def main() -> int:
 
 
 def convert(folder: Path, precision: str) -> dict[str, float | str]:
-    """The largest child so far is what the system tells, so precisions come in rising order."""
     started = time.perf_counter()
     command = [sys.executable, "-c", CONVERT, str(folder), precision]
-    graph = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    graph, peak = Path(told[0]), int(told[1]) * 1024
     written = sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*"))
     return {
         "precision": precision,

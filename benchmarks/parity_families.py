@@ -162,9 +162,14 @@ def make_model(case: Case, folder: Path, *, half: bool) -> Any:
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": ANSWERS}}))
     if case.options.get("multi"):
+        # As BGE-M3 is published: PyTorch's own files, the further heads in float16.
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
         hidden = config.hidden_size
         for name, outs in (("sparse", 1), ("colbert", hidden)):
-            layer = torch.nn.Linear(hidden, outs).half()
+            layer = torch.nn.Linear(hidden, outs)
+            layer.bias.add_(1)  # else a deep random model, whose tokens are all alike, may weigh them all 0
+            layer.half()
             torch.save(layer.state_dict(), folder / f"{name}_linear.pt")
     if half:
         # Not model.float(): the way through bfloat16 has rounded its rotary frequencies too.

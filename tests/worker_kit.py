@@ -8,7 +8,6 @@ import time
 from contextlib import suppress
 from itertools import count
 
-from resilient_ai._resilience.process_faults import Crash
 from resilient_ai._telemetry.events import EventBus
 from resilient_ai._workers.budget import RestartBudget
 from resilient_ai._workers.channel import Channel, PeerGone, SendStalled
@@ -17,7 +16,7 @@ from resilient_ai._workers.process import KillLimits
 from resilient_ai._workers.watch import WorkerLimits
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai._workers.worker import Worker
-from resilient_ai.testing import FakeBackend, FaultPlan, FaultRule, When, batch_of
+from resilient_ai.testing import FakeBackend, batch_of
 
 LONG = 5.0  # what never passes in a test that passes
 SOON = 0.05
@@ -25,7 +24,6 @@ QUICK = KillLimits(ask=0.02, close=0.02, term=0.02, kill=0.02)
 SPEC = DeviceSpec(name="simulated", kind="cpu", injectable=True)
 EMBEDDER = ModelSpec(name="embedder", graph="/nowhere/embedder.onnx", vocabulary=1000)
 RANKER = ModelSpec(name="ranker", graph="/nowhere/ranker.onnx", task="score")
-CRASH = FaultPlan((FaultRule(Crash(how="kill"), When(every=2)),))
 
 _REFERENCE = FakeBackend("simulated", keep=1)
 _pids = count(1_000_000)
@@ -80,7 +78,7 @@ class FakeProcess:
     `words` are its last. One that is `stubborn` does not end, whatever is sent to it.
     """
 
-    def __init__(self, *, stubborn=False, near=None):
+    def __init__(self, *, stubborn=False):
         self.pid = next(_pids)
         self.socket, far = socket.socketpair()
         self.far = Channel(far)

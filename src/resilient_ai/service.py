@@ -392,7 +392,9 @@ class AIService:
         self._close_engine.detach()
         self._switching = threading.Lock()
         if not self._closed:
+            before = self._engine.registry
             self._engine, self._close_engine = self._start_engine()
+            self._engine.registry.know_as(before)
 
 
 _services: weakref.WeakSet[AIService] = weakref.WeakSet()

@@ -25,12 +25,17 @@ def sync_face(ai: rai.AIService) -> None:
     assert_type(ranking[0:1], tuple[rai.RankedDocument, ...])
     assert_type([hit.score for hit in ranking], list[float])
     assert_type(ai.health(), rai.Health)
+    assert_type(ai.embed(["a"], model="bge-m3").model, str)
+    assert_type(ai.reload("bge-m3", timeout=60.0), tuple[str, ...])
+    ai.use(model_name="bge-m3", reranker_name="late-interaction")
 
 
 async def async_face(ai: rai.AsyncAIService) -> None:
     assert_type(await ai.embed(["a"]), rai.Embeddings)
     assert_type(await ai.rerank("q", ["a"]), rai.Ranking)
     assert_type(ai.embed_stream(["a"]), AsyncIterator[rai.Embeddings])
+    assert_type(await ai.reload(), tuple[str, ...])
+    await ai.use(model_name="bge-m3")
 
 
 def wrong_arguments(ai: rai.AIService) -> None:

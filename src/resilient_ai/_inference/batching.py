@@ -14,7 +14,14 @@ import numpy as np
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai.values import Batch, FloatArray, IntArray, Priority, Task, Tokens
 
-__all__ = ["collate", "plan", "scatter"]
+__all__ = ["collate", "plan", "scatter", "shared_load"]
+
+_ATTENDED = 4
+"""Common tokens that take as much memory in each row as one token of its own.
+
+Of a common token a row has keys and values in one layer at a time; of its own it has all that is
+computed.
+"""
 
 
 def plan(lengths: IntArray, *, token_budget: int, max_rows: int) -> list[IntArray]:
@@ -32,6 +39,11 @@ def plan(lengths: IntArray, *, token_budget: int, max_rows: int) -> list[IntArra
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def shared_load(task: Task, shared_ids: IntArray | None) -> int:
+    """By how much each row counts as longer, in planning and cutting, for what all rows begin with."""
+    return 0 if task != "score" or shared_ids is None else -(-len(shared_ids) // _ATTENDED)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a graph takes and what it gives, recognised by names and shapes, whoever exported it.
 
 Inputs that a batch does not have are made: positions, the types of a single text, and the empty
-key-value cache of a decoder that was exported for generating. The cache it gives back is never fetched.
+key-value cache of a decoder that was exported for generating. The cache it gives back is never fetched;
+the states that this library's own decoders take and give are, and serve all rows that begin alike.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resilient_ai.errors import ModelCorrupt
-from resilient_ai.values import Batch
+from resilient_ai.values import Batch, FloatArray
 
 __all__ = ["Ports", "Shape"]
 
@@ -27,6 +28,9 @@ _TOKENS: Final = ("token_embeddings", "last_hidden_state")
 _TOKEN_WEIGHTS: Final = ("token_weights", "sparse_vecs")
 _COLBERT: Final = ("colbert", "colbert_vecs")
 _KNOWN: Final = frozenset({*_SENTENCE, *_POOLED, *_TOKENS, *_LOGITS, *_TOKEN_WEIGHTS, *_COLBERT})
+_STATES: Final = ("states",)
+_BEFORE: Final = "prefix_states"
+_KEPT: Final = "kept_tokens"
 _CACHE_OUT: Final = "present"
 _CACHE_IN: Final = re.compile(r"past_key_values\.\d+\.\w+")
 _MATRICES: Final = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -52,6 +56,7 @@ class Ports:
         logits: What a reranker says of each row.
         token_weights: One lexical weight a token.
         colbert: One vector a token, for late interaction.
+        states: What a later run takes of this one's first row, so that its rows go on from there.
         by_row: Whether the graph takes only one row at a time.
 
     Raises:
@@ -72,13 +77,28 @@ class Ports:
         self.logits = self._first(_LOGITS) or sole.get("logits")
         self.token_weights = self._first(_TOKEN_WEIGHTS)
         self.colbert = self._first(_COLBERT)
+        self.states = self._first(_STATES) if {_BEFORE, _KEPT} <= self._dtypes.keys() else None
         self.by_row = self._shapes["input_ids"][:1] == (1,)
 
-    def feeds(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """Everything that the graph takes, for a batch."""
+    def feeds(
+        self, batch: Batch, *, before: FloatArray | None = None, keep: int = 0
+    ) -> dict[str, NDArray[Any]]:
+        """Everything that the graph takes, for a batch.
+
+        Graphs with `states` take those of the tokens `before` every row, None for no such tokens, and
+        give those of the first `keep` tokens of the first row.
+        """
+        made: dict[str, NDArray[Any]] = {_KEPT: np.array([keep])}
+        if before is not None:
+            made[_BEFORE] = before
         return {
-            name: self._feed(name, batch).astype(dtype, copy=False) for name, dtype in self._dtypes.items()
+            name: (made[name] if name in made else self._feed(name, batch)).astype(dtype, copy=False)
+            for name, dtype in self._dtypes.items()
         }
+
+    def no_states(self) -> FloatArray:
+        """The states of no tokens."""
+        return np.empty(self._cache_shape(_BEFORE, 0), np.float32)
 
     def _feed(self, name: str, batch: Batch) -> NDArray[Any]:
         match name:
@@ -95,10 +115,13 @@ class Ports:
 
     def _cache_shape(self, name: str, rows: int) -> tuple[int, ...]:
         """The shape of a cache that holds nothing yet: what is not a number is the length of the past."""
-        return (rows, *(size if isinstance(size, int) else 0 for size in self._shapes[name][1:]))
+        first, *others = self._shapes[name]
+        sizes = (size if isinstance(size, int) else 0 for size in others)
+        return (first if isinstance(first, int) else rows, *sizes)
 
     def _check_inputs(self) -> None:
-        unknown = [name for name in self._dtypes if name not in _MATRICES and not _CACHE_IN.fullmatch(name)]
+        known = {*_MATRICES, _BEFORE, _KEPT}
+        unknown = [name for name in self._dtypes if name not in known and not _CACHE_IN.fullmatch(name)]
         if unknown or "input_ids" not in self._dtypes:
             raise ModelCorrupt(
                 f"this graph takes {', '.join(self._dtypes)}; it must take input_ids, and may take "
@@ -130,6 +153,8 @@ class Ports:
 def _problem(name: str, shape: Shape) -> str:
     """What is wrong with the shape of an input, "" where nothing is."""
     sizes = [size for size in shape[1:] if isinstance(size, int)]
+    if name == _KEPT:
+        return "" if shape == (1,) else "it is one number"
     if name not in _MATRICES:
         return "" if len(sizes) == len(shape) - 2 else "it does not state heads and size of the cache"
     if sizes:

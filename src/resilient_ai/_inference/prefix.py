@@ -17,6 +17,9 @@ from resilient_ai.values import FloatArray, IntArray
 
 __all__ = ["PrefixCache"]
 
+Continue = Callable[[FloatArray, IntArray], FloatArray]
+"""Is given states and the ids that follow them, at least one; returns the states of those ids."""
+
 _TOKENS = 2
 """The axis of states that counts tokens."""
 
@@ -25,13 +28,11 @@ class PrefixCache:
     """States by the ids they are of, those used last, in at most `max_bytes`. Thread-safe.
 
     States are float32 (2 * layers, key heads, tokens, head size). The latest are kept whatever they
-    weigh, so that the batches of one call never compute their beginning twice. `continue_from` is
-    given states and the ids that follow them, at least one, and returns the states of those ids.
+    weigh, so that the batches of one call never compute their beginning twice. `empty` are the states
+    of no tokens.
     """
 
-    def __init__(
-        self, continue_from: Callable[[FloatArray, IntArray], FloatArray], empty: FloatArray, *, max_bytes: int
-    ) -> None:
+    def __init__(self, continue_from: Continue, empty: FloatArray, *, max_bytes: int) -> None:
         self._continue_from = continue_from
         self._empty = empty
         self._max_bytes = max_bytes
@@ -55,6 +56,7 @@ class PrefixCache:
         known = self._longest_known(ids)
         if known.shape[_TOKENS] < ids.size:
             known = self._continued(known, ids)
+        known = np.ascontiguousarray(known)  # a part of longer ones would keep all of them in memory
         with self._lock:
             self._keep(ids, known)
         return known
@@ -83,7 +85,7 @@ class PrefixCache:
 
     def _keep(self, ids: IntArray, states: FloatArray) -> None:
         """Keep as the latest, and let the oldest go; the caller holds the lock."""
-        self._kept[ids.tobytes()] = (ids.copy(), np.ascontiguousarray(states))
+        self._kept[ids.tobytes()] = (ids.copy(), states)
         self._kept.move_to_end(ids.tobytes())
         while len(self._kept) > 1 and self._nbytes() > self._max_bytes:
             self._kept.popitem(last=False)

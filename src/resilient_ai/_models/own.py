@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,8 +17,8 @@ from typing import Any, Final
 
 from resilient_ai._models.cards import ModelCard
 from resilient_ai._models.catalogue import Catalogue
-from resilient_ai._models.folders import card_from_folder
 from resilient_ai._models.landing import write_whole
+from resilient_ai._models.tables import toml_value
 from resilient_ai.errors import ConfigurationError, ResilientAIError
 
 __all__ = ["OwnModels"]
@@ -37,6 +36,9 @@ class _Folder:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     def card(self) -> ModelCard:
+        # Here, because it brings what builds graphs, which a look at the catalogue never needs.
+        from resilient_ai._models.folders import card_from_folder  # noqa: PLC0415
+
         return card_from_folder(self.path, name=self.name, **self.fields)
 
 
@@ -58,7 +60,7 @@ class OwnModels:
         cannot be written.
         """
         folder = path.expanduser().resolve()
-        card = card_from_folder(folder, name=name)
+        card = _Folder(folder, name).card()
         note = self._note(card.name)
         taken = known.find(card.name) if card.name in known else None
         if taken is not None and not note.exists() and taken.name not in self._folders:
@@ -66,7 +68,7 @@ class OwnModels:
                 f"{card.name!r} is a model of the catalogue. Give yours another name: "
                 f"resilient-ai models add {path} --name <name>"
             )
-        write_whole(note, f"folder = {_quoted(str(folder))}\n".encode())
+        write_whole(note, f"folder = {toml_value(str(folder))}\n".encode())
         return self._read(_Folder(folder, card.name))
 
     def forget(self, name: str) -> None:
@@ -137,8 +139,3 @@ def _read_note(path: Path) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError) as exc:
         _log.warning('%s is left out: it does not say `folder = "..."` (%s)', path, exc)
         return None
-
-
-def _quoted(text: str) -> str:
-    """A string of TOML, which is one of JSON but for one character."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -122,6 +122,11 @@ class ModelRegistry(Generic[T]):
         """
         self._learn(card)
 
+    def know_as(self, other: ModelRegistry[Any]) -> None:
+        """Know every model that another registry knows, in place of one's own."""
+        with self._lock:
+            self._catalogue = other._catalogue
+
     def register_folder(self, path: Path | str, *, name: str | None = None, **fields: Any) -> ModelCard:
         """Add the model in a folder of one's own, which is used where it is.
 

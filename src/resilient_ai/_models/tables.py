@@ -1,8 +1,9 @@
-"""Reading a frozen dataclass from a TOML table, with errors a person can act on."""
+"""Frozen dataclasses and TOML: read from a table, with errors a person can act on, and written."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from resilient_ai.errors import ConfigurationError
 
-__all__ = ["read_table"]
+__all__ = ["read_table", "toml_value"]
 
 T = TypeVar("T")
 
@@ -83,3 +84,19 @@ def _read_scalar(hint: type, value: Any, where: str) -> Any:
     if type(value) is not hint:
         raise ConfigurationError(f"{where} must be of type {hint.__name__}, not {value!r}.")
     return value
+
+
+def toml_value(value: object) -> str:
+    """A value in TOML: text, numbers, flags, sequences, and dataclasses as inline tables."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        pairs = (f"{name} = {toml_value(each)}" for name, each in given.items() if each is not None)
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, str):
+        # A string of TOML is one of JSON, but for one character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

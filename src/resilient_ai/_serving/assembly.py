@@ -60,24 +60,39 @@ class Assembler:
         max_tokens = min(card.max_tokens, self.max_tokens)
         encoder = _encoder(installed, max_tokens)
         manager = self._manager(installed)
+        graph = self._choose(installed, "fp32")
         prober = Prober(
             manager,
-            self._canaries(card, encoder, max_tokens),
+            self._canaries(card, encoder, max_tokens, shares_prefix=graph.shares_prefix),
             limit=self.policy.agreement or default_limit(self.precision),
         )
         if manager.guarded:
             prober.start()
         budget = max(self._token_budget, self.limits.token_budget)
         limits = BatchLimits(budget if manager.guarded else self.limits.token_budget, self.limits.max_rows)
-        return HostedModel(card, encoder, manager, limits, prober)
+        return HostedModel(
+            card,
+            encoder,
+            manager,
+            limits,
+            prober,
+            nbytes=None if installed.body == "graph" else graph.nbytes,
+            shares_prefix=graph.shares_prefix,
+        )
 
     def _manager(self, installed: InstalledModel) -> FallbackManager:
         spec = self._spec(installed)
         graph = self._choose(installed, "fp32")
         # A worker takes about as long to start as the session on the CPU.
         opening = background(partial(self._open_first, spec), f"resilient-ai-open-{spec.name}")
-        session = Session(graph.path, threads=self.threads, fuse=graph.fuse)
-        cpu = OrtBackend(session, device="cpu", pooling=spec.pooling)
+        try:
+            session = Session(graph.path, threads=self.threads, fuse=graph.fuse)
+            cpu = OrtBackend(session, device="cpu", pooling=spec.pooling)
+        except BaseException:
+            # A worker that serves another model would hold on to this one.
+            for backend in opening.result():
+                backend.close()
+            raise
         first = opening.result()
         missing = not first and self.devices.required
         ceilings = {each.device: self._ceiling(each, spec) for each in first}
@@ -153,7 +168,9 @@ class Assembler:
             ),
         )
 
-    def _canaries(self, card: ModelCard, encoder: TextEncoder, max_tokens: int) -> tuple[Batch, ...]:
+    def _canaries(
+        self, card: ModelCard, encoder: TextEncoder, max_tokens: int, *, shares_prefix: bool
+    ) -> tuple[Batch, ...]:
         reranker = card.kind == "reranker"
         pairs = list(pairwise(CANARY_TEXTS))
         return canary_batches(
@@ -163,6 +180,7 @@ class Assembler:
             longest=max_tokens,
             token_budget=self._token_budget,
             max_rows=self.limits.max_rows,
+            shared=encoder.encode_shared(CANARY_TEXTS[0], CANARY_TEXTS[1:]) if shares_prefix else None,
         )
 
     def _choose(self, installed: InstalledModel, precision: Precision) -> GraphChoice:

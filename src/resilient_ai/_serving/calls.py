@@ -21,6 +21,9 @@ __all__ = ["Call", "EmbedCall", "RerankCall", "Route"]
 
 Answer = TypeVar("Answer")
 
+_WORTH_SHARING = 2
+"""Documents of a call that are computed apart from their query."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route(Generic[Answer]):
@@ -113,6 +116,8 @@ class RerankCall:
         documents = [prompt.apply(document) for document in self.documents]
         if model.card.kind == "embedding":
             return Route(model.interaction_lane(query), documents, finish)
+        if model.shares_prefix and len(documents) >= _WORTH_SHARING:
+            return Route(model.query_lane(query), documents, finish)
         return Route(model.pair_lane(), [(query, document) for document in documents], finish)
 
     def _finish(self, model: HostedModel, rows: Rows) -> Ranking:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from resilient_ai._inference.pooling import l2_normalize, sigmoid
+from resilient_ai._inference.prompts import SharedTokens
 from resilient_ai.values import Batch, FloatArray, IntArray, Task, Tokens
 
 __all__ = ["CANARY_TEXTS", "agreement", "canary_batches", "default_limit"]
@@ -30,16 +32,28 @@ def default_limit(precision: str) -> float:
 
 
 def canary_batches(
-    tokens: Tokens, *, model: str, task: Task, longest: int, token_budget: int, max_rows: int
+    tokens: Tokens,
+    *,
+    model: str,
+    task: Task,
+    longest: int,
+    token_budget: int,
+    max_rows: int,
+    shared: SharedTokens | None = None,
 ) -> tuple[Batch, ...]:
     """A small batch of the given tokens, and one of the largest shape that the model is ever sent.
 
-    A device that has memory for the small one only must not come back.
+    A device that has memory for the small one only must not come back. The third is of the rows of
+    `shared`, where there are any: one that computes whole rows rightly may still fail with these.
     """
     rows = min(max_rows, max(1, token_budget // longest))
     largest = [np.resize(np.roll(tokens.ids, row), longest) for row in range(rows)]
     small = [tokens.row(index) for index in range(len(tokens))]
-    return tuple(_batch(model, task, each, tokens.type_ids is not None) for each in (small, largest))
+    whole = tuple(_batch(model, task, each, tokens.type_ids is not None) for each in (small, largest))
+    if shared is None:
+        return whole
+    own = [shared.own.row(index) for index in range(len(shared.own))]
+    return *whole, replace(_batch(model, task, own, typed=False), shared_ids=shared.prefix)
 
 
 def agreement(task: Task, answer: FloatArray, expected: FloatArray) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from resilient_ai._inference.batching import collate, plan
+from resilient_ai._inference.batching import collate, plan, shared_load
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._serving.admission import CHARACTERS_PER_TOKEN, Admission, Load, Ticket, weigh
 from resilient_ai._serving.jobs import Job, Lane, Slice, TokenRow, fail_all
@@ -230,10 +230,9 @@ class Dispatcher:
             for part in slices:
                 self._run_wave([part])
             return
-        level = urgency(wave.jobs[0])
-        for rows in plan(
-            wave.tokens.lengths, token_budget=wave.lane.budget_now(), max_rows=wave.lane.max_rows
-        ):
+        level, lane = urgency(wave.jobs[0]), wave.lane
+        lengths = wave.tokens.lengths + shared_load(lane.task, wave.shared_ids)
+        for rows in plan(lengths, token_budget=lane.budget_now(), max_rows=lane.max_rows):
             self._let_pass(level)
             self._run_batch(wave, rows)
 
@@ -305,9 +304,10 @@ def _encode(slices: list[Slice]) -> _Wave:
     lane = slices[0].job.lane
     sizes = [part.stop - part.start for part in slices]
     tokens = lane.encode([item for part in slices for item in part.items])
-    first = 0
+    shared_ids = None if lane.shared is None else lane.shared()
+    first, before = 0, len(shared_ids) if shared_ids is not None and lane.task == "score" else 0
     for part, size in zip(slices, sizes, strict=True):
-        part.job.note_tokens(part, tokens, first)
+        part.job.note_tokens(part, tokens, first, shared=before)
         first += size
     return _Wave(
         lane=lane,
@@ -315,7 +315,7 @@ def _encode(slices: list[Slice]) -> _Wave:
         owners=np.repeat(np.arange(len(slices)), sizes),
         positions=np.concatenate([np.arange(part.start, part.stop) for part in slices]),
         tokens=tokens,
-        shared_ids=lane.encode([lane.shared]).ids if lane.shared is not None else None,
+        shared_ids=shared_ids,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._models.cards import Kind
 from resilient_ai._models.registry import ModelRegistry
-from resilient_ai._models.residents import Lease
+from resilient_ai._models.residents import Lease, Retired
 from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.calls import Call, RerankCall
 from resilient_ai._serving.deadlines import Deadlines
@@ -24,7 +24,7 @@ from resilient_ai._serving.hosting import Closable, HostedModel
 from resilient_ai._serving.jobs import CallFuture, Job, Progress, fail_all, internal_error
 from resilient_ai._serving.loading import BackgroundLoader
 from resilient_ai._serving.threads import start_thread
-from resilient_ai._telemetry.events import EventBus
+from resilient_ai._telemetry.events import EventBus, ModelReplaced, ModelUnloaded
 from resilient_ai.errors import DeadlineExceeded, Overloaded, ResilientAIError, ServiceClosed
 from resilient_ai.values import Priority
 
@@ -62,9 +62,12 @@ class Engine:
         self._started = clock()
         self._clock = clock
         self._queue_size = queue_size
+        self._events = events if events is not None else EventBus()
         self._loader = BackgroundLoader(registry.held)
         self._deadlines = Deadlines(clock)
-        self.dispatcher = Dispatcher(pool, queue_size=queue_size, runners=runners, events=events, clock=clock)
+        self.dispatcher = Dispatcher(
+            pool, queue_size=queue_size, runners=runners, events=self._events, clock=clock
+        )
         self._lock = threading.Lock()
         self._waiting_for_model = 0  # guarded by `_lock`
         self._closed = False
@@ -151,7 +154,7 @@ class Engine:
         """Close a model as soon as the calls that have it are done; another call would load it again."""
         old = self.registry.retire(name)
         if old is not None:
-            start_thread(old.close, f"resilient-ai-retire-{name}")
+            start_thread(partial(self._see_off, name, old), f"resilient-ai-retire-{name}")
 
     def close(self, timeout: float = 5.0) -> None:
         """End every call and free every model. May be called twice."""
@@ -227,14 +230,21 @@ class Engine:
             fail_all([job], exc)
 
     def _swap(self, name: str, swapped: Future[bool]) -> None:
+        began = self._clock()
         try:
             old = self.registry.replace(name, check=HostedModel.prove)
         except BaseException as exc:  # noqa: BLE001 - it is the waiting caller's to raise
             swapped.set_exception(exc)
             return
+        if old is not None:
+            self._events.emit(ModelReplaced(name, (self._clock() - began) * 1000))
         swapped.set_result(old is not None)
         if old is not None:
-            old.close()
+            self._see_off(name, old)
+
+    def _see_off(self, name: str, old: Retired[HostedModel]) -> None:
+        old.close()
+        self._events.emit(ModelUnloaded(name))
 
 
 _CANARY = "A canary."

@@ -312,7 +312,8 @@ class FallbackManager:
 
     def _device_died(self, device: GuardedDevice, error: BaseException) -> None:
         """It is gone, whether or not a batch was on it; the next one should not have to find out."""
-        device.trip(self.classify(error))
+        if device.is_in_service:  # a batch that was on it may have told already
+            device.trip(self.classify(error))
 
     def _note_failure(self, device: str, failure: Failure, batch: Batch) -> None:
         kind = failure.failure_class.value

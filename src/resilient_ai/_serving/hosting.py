@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 
 from resilient_ai._inference.batching import collate
 from resilient_ai._inference.buffers import BufferPool
+from resilient_ai._inference.prompts import SharedTokens
 from resilient_ai._models.cards import InputType, ModelCard, Prompt
 from resilient_ai._serving.canary import CANARY_TEXTS
 from resilient_ai._serving.fallback import FallbackManager
@@ -18,7 +19,7 @@ from resilient_ai._serving.heap import trim_heap
 from resilient_ai._serving.jobs import Lane
 from resilient_ai._serving.validation import CorruptAnswer, check_answer
 from resilient_ai.errors import ConfigurationError, InvalidInput, ModelCorrupt
-from resilient_ai.values import Task, Tokens
+from resilient_ai.values import IntArray, Task, Tokens
 
 __all__ = ["Closable", "Encoder", "HostedModel", "has_room"]
 
@@ -32,6 +33,8 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Tokens: ...
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> Tokens: ...
+
+    def encode_shared(self, query: str, documents: Sequence[str]) -> SharedTokens | None: ...
 
 
 class Closable(Protocol):
@@ -51,6 +54,7 @@ class HostedModel:
 
     `nbytes` is what its weights take in memory, where that is known. `number` is another one each time
     that a model is loaded: vectors of two numbers need not be comparable, whatever the name.
+    `shares_prefix` says that the prompts of one query need their common beginning computed only once.
     """
 
     def __init__(
@@ -62,9 +66,11 @@ class HostedModel:
         prober: Closable | None = None,
         *,
         nbytes: int | None = None,
+        shares_prefix: bool = False,
     ) -> None:
         self.card = card
         self.nbytes = nbytes
+        self.shares_prefix = shares_prefix
         self.number = next(_numbers)
         self.backend = backend
         self._prober = prober
@@ -126,7 +132,19 @@ class HostedModel:
 
     def interaction_lane(self, query: str) -> Lane:
         """A lane for documents that are scored token by token against one query."""
-        return self._lane("maxsim", self._encoder.encode, shared=query)
+        encode = self._encoder.encode
+        return self._lane("maxsim", encode, shared=lambda: encode([query]).ids)
+
+    def query_lane(self, query: str) -> Lane:
+        """A lane for documents that are scored after one query, for a model that `shares_prefix`.
+
+        Their scores are those of the pairs on `pair_lane`.
+        """
+        return self._lane(
+            "score",
+            lambda documents: self._shared(query, documents).own,
+            shared=lambda: self._shared(query, ()).prefix,
+        )
 
     def prove(self) -> None:
         """Run the canary texts on the last device, which has nobody to check it.
@@ -151,7 +169,12 @@ class HostedModel:
         self.backend.close()
         trim_heap()
 
-    def _lane(self, task: Task, encode: Any, shared: str | None = None) -> Lane:
+    def _shared(self, query: str, documents: Sequence[str]) -> SharedTokens:
+        shared = self._encoder.encode_shared(query, documents)
+        assert shared is not None, "only models with a prompt around their pairs share it"
+        return shared
+
+    def _lane(self, task: Task, encode: Any, shared: Callable[[], IntArray] | None = None) -> Lane:
         return Lane(
             model=self.card.name,
             task=task,

@@ -32,9 +32,10 @@ Progress = Callable[[int, int], None]
 class Lane:
     """Where rows go: calls on the same lane share batches.
 
-    `encode` turns the items of a call into tokens; `shared` is a text that belongs to every row
-    (the query of a late-interaction rerank). A batch holds at most `max_rows` rows and
-    `token_budget` tokens, padding included, and fewer where `outlook` asks for fewer.
+    `encode` turns the items of a call into tokens; `shared` gives the ids that belong to every row:
+    the query of a late-interaction rerank, or what all prompts of a query begin with. A batch holds at
+    most `max_rows` rows and `token_budget` tokens, padding included, and fewer where `outlook` asks for
+    fewer.
     """
 
     model: str
@@ -43,7 +44,7 @@ class Lane:
     encode: Callable[[Sequence[Any]], Tokens]
     token_budget: int
     max_rows: int
-    shared: str | None = None
+    shared: Callable[[], IntArray] | None = None
     outlook: Callable[[], Outlook] | None = None
 
     def look(self) -> Outlook:
@@ -151,10 +152,13 @@ class Job(Generic[Answer]):
         self.taken = min(len(self.items), start + most)
         return Slice(self, start, self.taken)
 
-    def note_tokens(self, part: Slice, tokens: Tokens, first: int) -> None:
-        """Keep what `part` learned from encoding: its rows start at row `first` of `tokens`."""
+    def note_tokens(self, part: Slice, tokens: Tokens, first: int, *, shared: int = 0) -> None:
+        """Keep what `part` learned from encoding: its rows start at row `first` of `tokens`.
+
+        `shared` counts the tokens that stand before every row.
+        """
         size = part.stop - part.start
-        self._token_counts[part.start : part.stop] = tokens.lengths[first : first + size]
+        self._token_counts[part.start : part.stop] = tokens.lengths[first : first + size] + shared
         self._truncated[part.start : part.stop] = tokens.truncated[first : first + size]
 
     def add_tokens(self, row: int, tokens: TokenRow) -> None:

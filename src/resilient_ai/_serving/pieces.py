@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from resilient_ai._inference.batching import shared_load
 from resilient_ai.values import Batch, Vectors
 
 __all__ = ["Ceiling", "cut", "halve", "join"]
@@ -111,13 +112,15 @@ def halve(batch: Batch) -> tuple[Batch, Batch]:
 def cut(batch: Batch, tokens: float) -> list[Batch]:
     """Cut a batch into pieces of at most `tokens` tokens with padding, in order; one row may have more.
 
-    Each piece is only as wide as its longest row. A batch that fits is its own only piece.
+    Each piece is only as wide as its longest row. A batch that fits is its own only piece. Tokens that
+    all rows begin with count as in planning.
     """
-    if batch.input_ids.size <= tokens:
+    load = shared_load(batch.task, batch.shared_ids)
+    if batch.input_ids.size + batch.rows * load <= tokens:
         return [batch]
     pieces = []
     start, widest = 0, 1
-    for row, length in enumerate(batch.lengths.tolist()):
+    for row, length in enumerate((batch.lengths + load).tolist()):
         widest = max(widest, length)
         if row > start and (row + 1 - start) * widest > tokens:
             pieces.append(_rows(batch, slice(start, row)))

@@ -156,11 +156,14 @@ class Prober:
         # An L2-normalised vector and the same before normalisation differ in length only, which
         # the cosine does not see.
         tasks = ("embed", "pool", "multi") if canary.task == "embed" else (canary.task,)
+        beginning = next((each.shared_ids for each in self._canaries if each.shared_ids is not None), ids[:0])
+        assert np.array_equal(beginning, ids[: len(beginning)]), "the canaries have no pair in common"
         return Verifier(
             ids,
             dict.fromkeys(tasks, expected[:1]),
             limit=self._limit,
             mode=self._manager.policy.verify,
+            shared=len(beginning),
         )
 
     def _right_answers(self) -> list[FloatArray]:

@@ -26,13 +26,21 @@ class Verifier:
     device's memory only without the canary is followed by it instead). "sampled" spends one
     token in a hundred on it, padding included: a device that has begun to answer wrongly is found
     out within about a hundred rows. The scores of late interaction depend on their query, so such a
-    batch is followed by the canary as a text to embed.
+    batch is followed by the canary as a text to embed. One whose rows all begin alike is followed by
+    the canary in two parts, its first `shared` ids and the rest, which are computed the same way.
     """
 
     def __init__(
-        self, ids: IntArray, expected: dict[str, FloatArray], *, limit: float, mode: VerifyMode
+        self,
+        ids: IntArray,
+        expected: dict[str, FloatArray],
+        *,
+        limit: float,
+        mode: VerifyMode,
+        shared: int = 0,
     ) -> None:
         self._ids = ids
+        self._shared = shared
         self._expected = expected
         self._limit = limit
         self._mode = mode
@@ -45,7 +53,7 @@ class Verifier:
 
     def rides_along(self, batch: Batch) -> bool:
         """Whether the canary may be a row of this batch; otherwise it follows by itself."""
-        return batch.task in self._expected
+        return batch.task in self._expected and batch.shared_ids is None
 
     def must_check(self, batch: Batch) -> bool:
         """Whether no answer to such a batch may go out unverified."""
@@ -84,15 +92,16 @@ class Verifier:
 
     def alone(self, batch: Batch) -> Batch:
         """The canary as a batch of its own, to follow one that it cannot be a row of."""
-        ids = self._ids[None, :]
+        shared = self._shared if batch.task == "score" and batch.shared_ids is not None else 0
+        ids = self._ids[None, shared:]
         return replace(
             batch,
             task=_known_task(batch),
             input_ids=ids,
             attention_mask=np.ones_like(ids),
-            lengths=np.array([len(self._ids)]),
+            lengths=np.array([ids.size]),
             type_ids=None if batch.type_ids is None else np.zeros_like(ids),
-            shared_ids=None,
+            shared_ids=self._ids[:shared] if shared else None,
         )
 
     def unload(self, batch: Batch, answer: Vectors) -> Vectors:

@@ -16,6 +16,8 @@ __all__ = [
     "Event",
     "EventBus",
     "FellBack",
+    "ModelReplaced",
+    "ModelUnloaded",
     "Observer",
     "Probed",
     "RampMoved",
@@ -117,6 +119,21 @@ class CallShed(Event):
     level: ClassVar[Level] = "warning"
     priority: str
     retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReplaced(Event):
+    """A model took the place of an earlier one of its name, whose calls may still be under way."""
+
+    model: str
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUnloaded(Event):
+    """A model that was replaced, or is not named any more, was closed after its last call."""
+
+    model: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,8 +267,6 @@ class Life:
         with self._lock:
             ticket = self._tickets.get(frame.id)
             if ticket is None:
-                if self.death is not None:
-                    return
                 raise ProtocolError(f"the worker answers request {frame.id}, which nobody waits for")
             if frame.kind is Kind.PHASE:
                 ticket.moved, ticket.phase = self._clock(), str(frame.meta.get("phase"))

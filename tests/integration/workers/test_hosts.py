@@ -192,7 +192,6 @@ time.sleep(60)
     assert finish(host, "!").out == "simulated\n"
 
 
-@pytest.mark.xfail(strict=True, reason="the registry of the child knows the catalogue only")
 def test_a_fork_knows_the_models_that_were_registered(place, tmp_path):
     """A model of one's own that was registered before a fork is there after it."""
     host = place.program(

@@ -68,18 +68,7 @@ def test_an_environment_of_its_own(place, environment):
     assert tell(place, environment(LIBRARY.parent, PACKAGES)) == ["simulated", "healthy", []]
 
 
-@pytest.mark.parametrize(
-    "use_gpu",
-    [
-        "auto",
-        pytest.param(
-            "simulated",
-            marks=pytest.mark.xfail(
-                strict=True, reason="the explanation is classified by its cause, a death of the worker"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("use_gpu", ["auto", "simulated"])
 def test_one_that_lacks_the_library(place, environment, use_gpu):
     """An environment without resilient-ai is told with the command that installs it there."""
     python = environment()

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from host_kit import AFTER_PROOF, ASKS, AT_ONCE, faults, finish, next_line, until
+from host_kit import AFTER_PROOF, ASKS, AT_ONCE, PATIENCE, faults, finish, next_line, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("deserted")]
 
@@ -115,7 +115,8 @@ def test_a_host_is_killed_during_the_start(place, phase):
         time.sleep(0.4)  # so that it is in that phase by now; if not, the test proves less
     host.kill()
     finish(host)
-    place.until_nothing_is_left(AT_ONCE)
+    # It can look for its host only once its Python runs.
+    place.until_nothing_is_left(PATIENCE)
 
 
 def test_a_worker_that_cannot_run_python_ends_all_the_same(deserted):

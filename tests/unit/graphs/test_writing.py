@@ -16,7 +16,7 @@ from tiny_families import Qwen
 
 from resilient_ai._models.graphs import ensure_graph
 
-ROWS, WIDTH = 30_000, 256
+ROWS, WIDTH = 60_000, 256
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_building_takes_less_memory_than_the_weights(precision, large, tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     written = path.with_name(f"{path.name}.data").stat().st_size
-    assert peak <= 0.7 * written
+    assert peak <= 16 * 2**20 < written
 
 
 def test_large_tensors_begin_where_any_machine_can_map_them(large, tmp_path):

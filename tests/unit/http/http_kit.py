@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import asynccontextmanager
+from pathlib import Path
 from zlib import crc32
 
 import httpx
@@ -12,6 +13,7 @@ import numpy as np
 
 from resilient_ai._adapters.http.app import build_app
 from resilient_ai._models.cards import ModelCard
+from resilient_ai._models.installed import InstalledModel
 from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.hosting import BatchLimits, HostedModel
 from resilient_ai.aio import AsyncAIService
@@ -68,7 +70,8 @@ class Devices:
         self.embedder = FakeBackend("cpu", DIMENSION)
         self.judge = FakeBackend("cpu", compute=by_length)
 
-    def load(self, card):
+    def load(self, installed):
+        card = installed.card
         backend = self.embedder if card.kind == "embedding" else self.judge
         manager = FallbackManager([backend], missing=self.missing)
         return HostedModel(card, self.encoder, manager, BatchLimits(512, 32))
@@ -82,8 +85,12 @@ def make_service(devices=None, **settings):
     service.registry.register(EMBEDDER)
     service.registry.register(RERANKER)
     service.registry._loader = devices.load
-    service.registry.store.ensure = lambda card, **_: card
+    service.registry.store.ensure = lambda card, **_: _without_files(card)
     return service
+
+
+def _without_files(card):
+    return InstalledModel(card, Path(), "weights", {}, {}, "nowhere", None, Path())
 
 
 def client_of(app):

@@ -154,8 +154,9 @@ class TestMerging:
     def test_the_query_of_late_interaction(self, start):
         """A text that belongs to every row of a lane reaches the backend as token ids."""
         backend = FakeBackend()
-        submitted(start(), ["a"], lane(backend, task="maxsim", shared="the query")).result(WAIT)
-        assert backend.calls[0].shared_ids.tolist() == WordEncoder().encode(["the query"]).ids.tolist()
+        query = WordEncoder().encode(["the query"]).ids
+        submitted(start(), ["a"], lane(backend, task="maxsim", shared=lambda: query)).result(WAIT)
+        assert backend.calls[0].shared_ids.tolist() == query.tolist()
 
 
 class TestProvenance:

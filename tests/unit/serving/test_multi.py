@@ -24,9 +24,7 @@ class Telling(FakeBackend):
 
     def run(self, batch):
         answer = super().run(replace(batch, task="embed"))
-        ids = np.concatenate(
-            [row[:size] for row, size in zip(batch.input_ids, batch.lengths, strict=True)]
-        )
+        ids = np.concatenate([row[:size] for row, size in zip(batch.input_ids, batch.lengths, strict=True)])
         return replace(answer, tokens=np.repeat(ids[:, None], 1 + WIDTH, axis=1).astype(np.float32))
 
 

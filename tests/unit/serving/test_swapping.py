@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from resilient_ai import AsyncAIService
+from resilient_ai._telemetry.events import EventBus
 from resilient_ai.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -205,6 +208,42 @@ class TestReload:
             assert ended.exception(WAIT) is not None
         until(lambda: all(backend.closed for backend in shop.backends))
 
+    def test_events(self, tmp_path, shop):
+        """That a model was replaced, and that the old one was closed, is told."""
+        told, bus = [], EventBus()
+        bus.subscribe(told.append)
+        with fake_service(tmp_path, engine_options={"load": shop, "events": bus}) as ai:
+            ai.embed(TEXTS)
+            change(ai)
+            ai.reload()
+            until(lambda: len(told) == 2)
+        assert [event.name for event in told] == ["ModelReplaced", "ModelUnloaded"]
+        assert {event.model for event in told} == {EMBEDDER.name}
+        assert told[0].elapsed_ms >= 0
+
+    def test_a_reranker(self, ai, shop):
+        """A reranker is replaced as an embedding model is."""
+        before = ai.rerank("q", ["a", "b"])
+        change(ai, RERANKER)
+        assert ai.reload(RERANKER.name) == (RERANKER.name,)
+        after = ai.rerank("q", ["a", "b"])
+        assert {each.score for each in before}.isdisjoint({each.score for each in after})
+
+    def test_through_the_asynchronous_face(self, tmp_path, shop):
+        """The same is done without blocking a loop."""
+
+        async def main():
+            async with fake_service(tmp_path, kind=AsyncAIService, engine_options={"load": shop}) as ai:
+                await ai.embed(TEXTS)
+                change(ai)
+                assert await ai.reload() == (EMBEDDER.name,)
+                assert version_of(await ai.embed(TEXTS)) == 1
+                add_other(ai, tmp_path)
+                await ai.use(model_name=OTHER.name)
+                assert (await ai.embed(TEXTS)).model == OTHER.name
+
+        asyncio.run(main())
+
     def test_unknown(self, ai):
         """An unknown name is told."""
         with pytest.raises(ModelNotFound):
@@ -236,6 +275,31 @@ class TestUse:
         until(lambda: shop.backends[0].closed)
         with pytest.raises(InvalidInput):
             ai.embed(TEXTS, model=7)
+
+    def test_without_a_reranker(self, ai, shop):
+        """The embedding model may take over the reranking; the reranker is closed then."""
+        ai.rerank("q", ["a"])
+        ai.use(reranker_name="late-interaction")
+        assert ai.rerank("q", ["a"]).model == EMBEDDER.name
+        until(lambda: shop.backends[0].closed)
+        assert [model.name for model in ai.registry.list_loaded()] == [EMBEDDER.name]
+
+    def test_in_too_little_time(self, ai, shop, tmp_path):
+        """Switching that takes too long changes nothing."""
+        go = threading.Event()
+
+        def slow(version):
+            assert go.wait(WAIT)
+            return versioned(version)
+
+        add_other(ai, tmp_path)
+        ai.embed(TEXTS)
+        shop.make = slow
+        with pytest.raises(DeadlineExceeded):
+            ai.use(model_name=OTHER.name, timeout=0.02)
+        assert ai.embed(TEXTS).model == EMBEDDER.name
+        go.set()
+        until(lambda: len(ai.registry.list_loaded()) == 2)
 
     def test_where_settings_came_from(self, ai, tmp_path):
         """The settings of the service tell the new names, as given by keyword."""

@@ -242,6 +242,29 @@ def test_a_reader_that_is_interrupted_hands_over(process, life):
     outcome(sleeper)
 
 
+def test_whoever_looks_in_passing_hands_over(process, life):
+    """One that waits for nothing, and reads what is there, wakes those who found the place taken."""
+    first, second = ask(life), ask(life)
+
+    class Slow:
+        def __init__(self, channel):
+            self.channel = channel
+
+        def receive(self, timeout):
+            if timeout == 0.0:
+                until(lambda: second.waits)
+                time.sleep(SOON)
+            return self.channel.receive(timeout)
+
+    life.channel = Slow(life.channel)
+    looker = in_thread(life.under_way, EMBEDDER.name)
+    until(life._reading.locked)
+    sleeper = in_thread(get, life, second)
+    assert outcome(looker)[0] == first.size
+    process.far.send(answer_to(second))
+    outcome(sleeper)
+
+
 # -- who does not wait any more ---------------------------------------------------------------------
 
 

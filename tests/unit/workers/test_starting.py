@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from resilient_ai._resilience.failures import Classifier, FailureClass
 from resilient_ai._resilience.waiting import DeviceHung
 from resilient_ai._workers.life import Life, WorkerDied
 from resilient_ai._workers.starting import explain_start, outlast
@@ -48,6 +49,15 @@ def test_an_interpreter_that_is_too_old(words):
     assert isinstance(told, DeviceUnavailable)
     assert f"{PYTHON} cannot run this library: it needs Python 3.11 or later" in str(told)
     assert words in str(told)
+
+
+@pytest.mark.parametrize("words", ["SyntaxError: invalid syntax", "No module named 'numpy'"])
+def test_only_a_person_can_mend_an_interpreter(words):
+    """It is a matter of the environment, though what it quotes and what caused it are a death."""
+    death = WorkerDied(f"worker process 1 died: exited with code 1; its last words:\n{words}")
+    told = explain_start(death, PYTHON)
+    told.__cause__ = death
+    assert Classifier().classify(told).failure_class is FailureClass.ENVIRONMENT
 
 
 def test_what_is_no_matter_of_the_interpreter_stays_as_it_is():

@@ -12,7 +12,17 @@ from typing import Annotated
 
 import typer
 
-from resilient_ai._adapters.cli import config, demo, embed, health, models, rerank, serve, similar
+from resilient_ai._adapters.cli import (
+    config,
+    demo,
+    embed,
+    health,
+    models,
+    own_models,
+    rerank,
+    serve,
+    similar,
+)
 from resilient_ai._adapters.cli.console import StderrLog, emit
 from resilient_ai._adapters.cli.failures import Program, Stopped
 from resilient_ai._adapters.cli.session import Session
@@ -38,6 +48,7 @@ app = typer.Typer(
 )
 for module in (embed, rerank, similar, serve, health, config, drill, demo):
     module.register(app)
+own_models.register(models.app)
 app.add_typer(models.app, name="models")
 
 

@@ -40,6 +40,7 @@ def ensure_graph(
     head: str,
     token_outputs: bool | None = None,
     multi: bool = False,
+    shared_prefix: bool = False,
     answers: tuple[str, str] = ("yes", "no"),
     precision: str = "fp32",
     device: str = "any",
@@ -60,6 +61,7 @@ def ensure_graph(
         head: "embedding" or "score".
         token_outputs: see `GraphOptions.of`.
         multi: also give the outputs of BGE-M3's further heads.
+        shared_prefix: take states that all rows go on from; see `GraphOptions`.
         answers: the words a generative reranker answers with; see `GraphOptions`.
         precision: "fp32", or "fp16" for GPUs.
         device: "any", or "cpu" for a graph that need not run anywhere else.
@@ -80,6 +82,7 @@ def ensure_graph(
         pooling,
         token_outputs=token_outputs,
         multi=multi,
+        shared_prefix=shared_prefix,
         answers=answers,
         precision=precision,
         device=device,

@@ -10,6 +10,7 @@ from resilient_ai._models.graphs.checkpoint import Checkpoint, Dim
 from resilient_ai._models.graphs.heads import row_at
 from resilient_ai._models.graphs.inputs import Inputs, last_positions
 from resilient_ai._models.graphs.ops import GraphBuilder
+from resilient_ai._models.graphs.prefix import PrefixedAttention
 from resilient_ai._models.graphs.rotary import Rotary
 
 __all__ = ["Decoder"]
@@ -26,7 +27,7 @@ class Decoder:
     checkpoint: Checkpoint
     inputs: Inputs
     rotary: Rotary
-    attention: CausalAttention
+    attention: CausalAttention | PrefixedAttention
 
     def decode(self, *, last_only: bool, out: str) -> str:
         """Run ids through all layers and the last norm.

@@ -95,4 +95,8 @@ def _family(name: str, options: GraphOptions) -> BuildableFamily:
     family = FAMILIES[name]
     if options.multi and not family.has_multi:
         raise ConfigurationError(f"Models of family {name!r} have no lexical weights and no ColBERT vectors.")
+    if options.shared_prefix and not family.is_causal:
+        raise ConfigurationError(
+            f"Models of family {name!r} read a text as a whole: its beginning cannot be computed apart."
+        )
     return family

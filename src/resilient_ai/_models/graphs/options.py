@@ -27,6 +27,8 @@ class GraphOptions:
         token_outputs: Also give `token_embeddings`. Without, cls and last-token pooling compute the
             last layer for that one position only.
         multi: Also give BGE-M3's `token_weights` and `colbert`.
+        shared_prefix: Let the rows of a batch go on from one common beginning whose states were computed
+            before (see `prefix`); without one a row is a whole text as ever. For scores of decoders.
         answers: The two words a generative reranker chooses between, the one that means "relevant"
             first; their ids are those of the model's own tokenizer.
         precision: "fp16" keeps weights, products of matrices and attention in half precision, for
@@ -38,6 +40,7 @@ class GraphOptions:
     pooling: Pooling | None = None
     token_outputs: bool = False
     multi: bool = False
+    shared_prefix: bool = False
     answers: tuple[str, str] = ("yes", "no")
     precision: Precision = "fp32"
     device: Device = "any"
@@ -62,6 +65,8 @@ class GraphOptions:
                     "A score graph has neither pooling nor token outputs nor further heads."
                 )
             return cls(head="score", **others)
+        if others.get("shared_prefix"):
+            raise ConfigurationError("Only a score graph takes a common beginning of its rows.")
         pooled: Pooling = _word("Pooling", pooling, get_args(Pooling))
         wanted = pooled in {"mean", "max"} if token_outputs is None else token_outputs
         return cls(head="embedding", pooling=pooled, token_outputs=wanted, **others)

@@ -75,7 +75,7 @@ class PrefixedAttention:
     def declare_states(self) -> None:
         """Declare the output `STATES`, after the last layer."""
         assert len(self._kept) == 2 * self._layers, "a layer is missing, or one too many"
-        kept = self._builder.node("Concat", *self._kept, out=f"{STATES}/narrow", axis=0)
+        kept = self._builder.node("Concat", *self._kept, out=f"{STATES}/kept", axis=0)
         wide = self._builder.wide(kept)
         self._builder.node("Identity", wide, out=STATES)
         self._builder.output(STATES, "float32", 2 * self._layers, self.key_heads, "kept", self.head_size)
@@ -114,7 +114,7 @@ class PrefixedAttention:
 
 
 def _causal_bias(builder: GraphBuilder, before: str, longest: str) -> str:
-    """What is added to scores, (1, 1, sequence, prefix + sequence): nothing, or `_UNSEEN` for what is later."""
+    """What is added to scores, (1, 1, sequence, prefix + sequence): `_UNSEEN` for later tokens, else 0."""
     zero, one = builder.constant("zero_0", 0, "int64"), builder.constant("one_0", 1, "int64")
     first = builder.node("Squeeze", before, out="bias/first")
     all_tokens = builder.node("Add", before, longest, out="bias/total")

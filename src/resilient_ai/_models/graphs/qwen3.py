@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from resilient_ai._models.graphs.heads import embedding_outputs, require_one_lab
 from resilient_ai._models.graphs.inputs import Inputs, declare_inputs
 from resilient_ai._models.graphs.ops import GraphBuilder
 from resilient_ai._models.graphs.options import GraphOptions
+from resilient_ai._models.graphs.prefix import PrefixedAttention
 from resilient_ai._models.graphs.rotary import Rotary, rotary_base, stored_angles
 from resilient_ai._models.graphs.tensors import Tensor
 from resilient_ai._models.graphs.weights import Weights
@@ -52,6 +54,8 @@ def build(config: Config, weights: Weights, options: GraphOptions) -> Graph:
         x = decoder.decode(last_only=True, out="last_state")
         builder.node("MatMul", x, _score(builder, checkpoint, options.answers), out="logits")
         score_output(builder)
+    if isinstance(decoder.attention, PrefixedAttention):
+        decoder.attention.declare_states()
     return builder.finish(max_tokens=config.size("max_position_embeddings"))
 
 
@@ -77,15 +81,24 @@ def _decoder(builder: GraphBuilder, checkpoint: Checkpoint, inputs: Inputs, opti
     config = checkpoint.config
     head_size, longest = config.size("head_dim"), config.size("max_position_embeddings")
     angles = stored_angles(builder, base=rotary_base(config, "rope_theta"), size=head_size, longest=longest)
-    attention = CausalAttention(
-        builder,
-        inputs,
-        heads=config.size("num_attention_heads"),
-        key_heads=config.size("num_key_value_heads"),
-        head_size=head_size,
-        grouped=options.precision == "fp16" or options.device == "cpu",
-    )
+    attention = _attention(builder, config, inputs, options)
+    if isinstance(attention, PrefixedAttention):
+        angles = replace(angles, places=attention.length)
     return Decoder(builder, checkpoint, inputs, Rotary(builder, angles, head_size, head_size), attention)
+
+
+def _attention(
+    builder: GraphBuilder, config: Config, inputs: Inputs, options: GraphOptions
+) -> CausalAttention | PrefixedAttention:
+    sizes = {
+        "heads": config.size("num_attention_heads"),
+        "key_heads": config.size("num_key_value_heads"),
+        "head_size": config.size("head_dim"),
+    }
+    if options.shared_prefix:
+        return PrefixedAttention(builder, inputs, layers=config.size("num_hidden_layers"), **sizes)
+    grouped = options.precision == "fp16" or options.device == "cpu"
+    return CausalAttention(builder, inputs, grouped=grouped, **sizes)
 
 
 def _score(builder: GraphBuilder, checkpoint: Checkpoint, answers: tuple[str, str]) -> str:

@@ -94,30 +94,29 @@ def scaled_angles(
     """
     stretch = _stretch(builder, inputs.lengths, factor, trained)
     # base * stretch ** (size / (size - 2)) to the power of -exponent, taken apart
-    slower = builder.weight(
-        "rotary.slower", (1, 1, size // 2), lambda: _row(-_exponents(size) * size / (size - 2))
-    )
-    speeds = builder.weight("rotary.speeds", (1, 1, size // 2), lambda: _row(base ** -_exponents(size)))
-    slowed = builder.node(
-        "Mul", speeds, builder.node("Pow", stretch, slower, out="rotary/slowed"), out="rotary/speeds"
-    )
-    zero, one = builder.constant("zero_0", 0, "int64"), builder.constant("one_0", 1, "int64")
-    end = builder.node("Squeeze", inputs.longest, out="rotary/end")
-    places = builder.node("Range", zero, end, one, out="rotary/places")
-    column = builder.node(
-        "Unsqueeze",
-        builder.node("Cast", places, out="rotary/numbers", to=FLOAT),
-        builder.constant("axis_1", [1], "int64"),
-        out="rotary/column",
-    )
-    angles = builder.node("Mul", slowed, column, out="rotary/angles")
-    flat = builder.constant("rotary.flat", [-1, size // 2], "int64")
-    angles = builder.node("Reshape", angles, flat, out="rotary/by_place")
+    shape = (1, 1, size // 2)
+    powers = builder.weight("rotary.powers", shape, lambda: _row(-_exponents(size) * size / (size - 2)))
+    speeds = builder.weight("rotary.speeds", shape, lambda: _row(base ** -_exponents(size)))
+    slower = builder.node("Pow", stretch, powers, out="rotary/slower")
+    slowed = builder.node("Mul", speeds, slower, out="rotary/slowed")
+    angles = builder.node("Mul", slowed, _column(builder, inputs), out="rotary/angles")
+    by_place = builder.constant("rotary.by_place", [-1, size // 2], "int64")
+    angles = builder.node("Reshape", angles, by_place, out="rotary/by_place")
     return Angles(
         builder.node("Cos", angles, out="rotary/cosines"),
         builder.node("Sin", angles, out="rotary/sines"),
         _own_places(builder, inputs),
     )
+
+
+def _column(builder: GraphBuilder, inputs: Inputs) -> str:
+    """The positions of a row as float32, (sequence, 1)."""
+    zero, one = builder.constant("zero_0", 0, "int64"), builder.constant("one_0", 1, "int64")
+    end = builder.node("Squeeze", inputs.longest, out="rotary/end")
+    numbers = builder.node(
+        "Cast", builder.node("Range", zero, end, one, out="rotary/range"), out="rotary/numbers", to=FLOAT
+    )
+    return builder.node("Unsqueeze", numbers, builder.constant("axis_1", [1], "int64"), out="rotary/column")
 
 
 def _stretch(builder: GraphBuilder, lengths: str, factor: float, trained: int) -> str:
