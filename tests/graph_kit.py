@@ -105,7 +105,8 @@ def write_export(
 
     "tokens" is (rows, longest, DIM): each token id times (1, 2, 3, -4), plus its position where
     `positions` are an input. "first" is that of the first token; "weights" (rows, longest, 1) the token
-    ids less 5; "inner" the tokens but for the first; "bytes" the first as uint8. A `cache` of so many
+    ids less 5; "inner" the tokens but for the first; "bytes" the first as uint8; "column" the first
+    token id, one a row. A `cache` of so many
     layers is joined to what it gives back as `present.*`.
     """
     inputs = [helper.make_tensor_value_info("input_ids", ids, [rows, longest])]
@@ -113,10 +114,11 @@ def write_export(
     nodes = [
         helper.make_node("Mul", ["input_ids", "attention_mask"], ["masked"]),
         helper.make_node("Cast", ["masked"], ["numbers"], to=FLOAT),
-        helper.make_node("Unsqueeze", ["numbers", "last"], ["column"]),
-        helper.make_node("Mul", ["column", "scale"], ["scaled"]),
+        helper.make_node("Unsqueeze", ["numbers", "last"], ["numeral"]),
+        helper.make_node("Mul", ["numeral", "scale"], ["scaled"]),
         helper.make_node("Gather", ["tokens", "zero"], ["first"], axis=1),
-        helper.make_node("Sub", ["column", "five"], ["weights"]),
+        helper.make_node("Sub", ["numeral", "five"], ["weights"]),
+        helper.make_node("Gather", ["numbers", "zeros"], ["column"], axis=1),
         helper.make_node("Slice", ["tokens", "one", "end", "one"], ["inner"]),
         helper.make_node("Cast", ["first"], ["bytes"], to=TensorProto.UINT8),
     ]
@@ -133,7 +135,12 @@ def write_export(
         inputs.append(helper.make_tensor_value_info(extra_input, FLOAT, ["rows"]))
     infos = []
     for name, kind, source in outputs:
-        shape = {"first": ["rows", DIM], "bytes": ["rows", DIM], "weights": ["rows", "longest", 1]}
+        shape = {
+            "first": ["rows", DIM],
+            "bytes": ["rows", DIM],
+            "column": ["rows", 1],
+            "weights": ["rows", "longest", 1],
+        }
         nodes.append(helper.make_node("Cast", [source], [name], to=kind))
         infos.append(helper.make_tensor_value_info(name, kind, shape.get(source, ["rows", "longest", DIM])))
     kind = TensorProto.FLOAT16 if half_cache else FLOAT
@@ -151,6 +158,7 @@ def write_export(
         [
             helper.make_tensor("last", INT, [1], [2]),
             helper.make_tensor("zero", INT, [], [0]),
+            helper.make_tensor("zeros", INT, [1], [0]),
             helper.make_tensor("one", INT, [1], [1]),
             helper.make_tensor("end", INT, [1], [2**31]),
             helper.make_tensor("five", FLOAT, [1], [5]),

@@ -110,7 +110,8 @@ class FakeBackend:
     Two fakes of equal `dimension` give a row the same vector, whatever their device, the batch's
     padding and the row's neighbours; other ids, another model or task give another vector. "embed"
     answers with unit vectors, "pool" with vectors of any length, "score" and "maxsim" with one
-    number a row. Thread-safe.
+    number a row; a score is that of the whole row, whether it comes whole or begins with the batch's
+    `shared_ids`. Thread-safe.
 
     Args:
         device: What it calls itself.
@@ -243,10 +244,11 @@ def _fill_row(row: FloatArray, batch: Batch, index: int) -> None:
     """Write the answer for one row: noise that its real tokens seed."""
     real = batch.attention_mask[index].astype(bool)
     digest = hashlib.blake2b(f"{batch.model}/{batch.task}/".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(batch.input_ids[index][real], dtype=np.int64).tobytes())
+    before = batch.shared_ids if batch.task == "score" and batch.shared_ids is not None else ()
+    digest.update(np.array([*before, *batch.input_ids[index][real]], dtype=np.int64).tobytes())
     if batch.type_ids is not None:
         digest.update(b"types" + np.ascontiguousarray(batch.type_ids[index][real], dtype=np.int64).tobytes())
-    if batch.shared_ids is not None:
+    if batch.shared_ids is not None and batch.task != "score":
         digest.update(b"shared" + np.ascontiguousarray(batch.shared_ids, dtype=np.int64).tobytes())
     rng = np.random.default_rng(int.from_bytes(digest.digest(), "big"))
     rng.standard_normal(out=row, dtype=np.float32)

@@ -77,7 +77,8 @@ class Batch:
 
     `input_ids` and `attention_mask` are int64 (rows, longest); `lengths` is (rows,) and counts
     the real tokens. `type_ids` is int64 (rows, longest) or None. `shared_ids` are tokens that
-    belong to every row: the query of a late-interaction batch. `due` and `deadline` are
+    belong to every row: the query of a late-interaction batch, and in a batch of scores what every
+    row begins with, so that a row alone is only the rest of its text. `due` and `deadline` are
     `time.monotonic` instants (seconds): when the first of its callers stops waiting (None: nobody has
     a limit), and when the last one does (None: somebody waits without limit).
     """

@@ -112,10 +112,10 @@ class OwnModels:
 
     def _found(self, known: Catalogue) -> Iterator[_Folder]:
         """The folders that the root has, or knows of; a name of the catalogue is the catalogue's."""
-        for note in _sorted(self._root / _ADDED, "*.toml"):
+        for note in sorted((self._root / _ADDED).glob("*.toml")):
             if (folder := _read_note(note)) is not None and note.stem not in known:
                 yield _Folder(folder, note.stem)
-        for tokenizer in _sorted(self._root, "*/tokenizer.json"):
+        for tokenizer in sorted(self._root.glob("*/tokenizer.json")):
             name = tokenizer.parent.name
             if not name.startswith(".") and name not in known:
                 yield _Folder(tokenizer.parent, None)
@@ -123,14 +123,6 @@ class OwnModels:
 
 def _names(card: ModelCard) -> set[str]:
     return {name.casefold() for name in (card.name, *card.aliases)}
-
-
-def _sorted(folder: Path, pattern: str) -> list[Path]:
-    try:
-        return sorted(folder.glob(pattern))
-    except OSError as exc:
-        _log.warning("%s cannot be read: %s", folder, exc)
-        return []
 
 
 def _read_note(path: Path) -> Path | None:

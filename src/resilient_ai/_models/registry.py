@@ -126,6 +126,7 @@ class ModelRegistry(Generic[T]):
         """Know every model that another registry knows, in place of one's own."""
         with self._lock:
             self._catalogue = other._catalogue
+            self._own = other._own
 
     def register_folder(self, path: Path | str, *, name: str | None = None, **fields: Any) -> ModelCard:
         """Add the model in a folder of one's own, which is used where it is.

@@ -21,8 +21,12 @@ __all__ = ["Call", "EmbedCall", "RerankCall", "Route"]
 
 Answer = TypeVar("Answer")
 
-_WORTH_SHARING = 2
-"""Documents of a call that are computed apart from their query."""
+_WORTH_SHARING = 4
+"""Documents from which on a call's prompts share their beginning.
+
+Fewer gain little by it (benchmarks/rerank_prefix.py), and as whole prompts they are merged with those
+of other calls.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

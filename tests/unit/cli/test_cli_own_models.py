@@ -138,6 +138,18 @@ class TestConvert:
         assert again.exit_code == 2
         assert "is there already" in again.stderr
 
+    @pytest.mark.slow
+    def test_by_name(self, service, weights, tmp_path, monkeypatch):
+        """A model that is known is converted by its name, and shown as a table to a person."""
+        (tmp_path / "models").mkdir()
+        weights.rename(tmp_path / "models" / "mine")
+        monkeypatch.setattr("resilient_ai._adapters.cli.own_models.wants_json", lambda *, asked: asked)
+        result = run(service, "models", "convert", "mine")
+        assert result.exit_code == 0, result.stderr
+        shown = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+        assert (shown["name"], shown["kind"]) == ("mine-fp32", "embedding")
+        assert shown["bytes"].endswith("kB")
+
     def test_what_has_no_weights(self, service, home):
         """A folder with a graph alone needs no converting, and the command for it is told."""
         result = run(service, "models", "convert", home)

@@ -139,10 +139,10 @@ def test_the_application_loads_its_models_by_itself():
     """Starting the application loads both models without a request."""
     devices, loaded, load = Devices(), threading.Event(), Devices.load
 
-    def note(card):
-        if card is RERANKER:
+    def note(installed):
+        if installed.card is RERANKER:
             loaded.set()
-        return load(devices, card)
+        return load(devices, installed)
 
     devices.load = note
 
@@ -161,10 +161,10 @@ def test_loading_is_tried_until_it_works(caplog):
     failures = [ModelNotFound("no network")] * 8
     load = devices.load
 
-    def flaky(card):
+    def flaky(installed):
         if failures:
             raise failures.pop()
-        return load(card)
+        return load(installed)
 
     devices.load = flaky
     waits = []

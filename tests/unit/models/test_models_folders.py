@@ -199,6 +199,40 @@ class TestGraphs:
         card = card_from_folder(folder)
         assert (card.kind, card.score, card.type_ids, card.dimension) == ("reranker", "sigmoid", True, None)
 
+    @pytest.mark.parametrize(
+        ("output", "kind", "dimension"),
+        [
+            (("embedding", FLOAT, "first"), "embedding", 4),
+            (("hidden", FLOAT, "tokens"), "embedding", 4),
+            (("score", FLOAT, "column"), "reranker", None),
+        ],
+    )
+    def test_the_only_output(self, tmp_path, output, kind, dimension):
+        """A graph's only output is known by its shape, whatever it is called."""
+        folder = export(tmp_path / "m", output, files={"card.toml": 'pooling = "cls"'}, cache=1)
+        if kind == "reranker":
+            (folder / "card.toml").unlink()
+        card = card_from_folder(folder)
+        assert (card.kind, card.dimension) == (kind, dimension)
+
+    def test_one_that_is_too_large_to_look_into(self, tmp_path, monkeypatch):
+        """Of a graph with all its weights inside the other files and the card have to tell."""
+        monkeypatch.setattr("resilient_ai._models.probing._LARGEST", 10)
+        config = {"hidden_size": 4, "architectures": ["BertForSequenceClassification"], "type_vocab_size": 2}
+        folder = export(tmp_path / "m", TOKENS, files={"config.json": config})
+        assert (card_from_folder(folder).kind, card_from_folder(folder).type_ids) == ("reranker", True)
+        with pytest.raises(ConfigurationError, match="pooling"):
+            card_from_folder(folder, kind="embedding")
+        assert card_from_folder(folder, kind="embedding", pooling="mean").dimension == 4
+
+    def test_a_value_that_is_none(self, tmp_path):
+        """A value that a card cannot have is told with the place to correct it."""
+        folder = export(tmp_path / "m", TOKENS, files={"card.toml": 'pooling = "cls"\nmax_tokens = "many"'})
+        with pytest.raises(
+            ConfigurationError, match=r"max_tokens must be of type int.*Say it in .*card\.toml"
+        ):
+            card_from_folder(folder)
+
     def test_weights_in_files_of_any_name(self, tmp_path):
         """The files that a graph keeps its weights in belong to it, however they are called."""
         folder = export(tmp_path / "m", TOKENS, files={"card.toml": 'pooling = "cls"'})

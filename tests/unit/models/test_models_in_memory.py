@@ -247,6 +247,22 @@ class TestKeeping:
             assert model.closed.wait(WAIT)
             assert names(models) == ["b"]
 
+    def test_no_thread_to_unload_on(self, root, monkeypatch):
+        """Where the system has no thread to give, what is too much stays until the next chance."""
+        models = registry(root, models=1)
+        model, lease = models.load("a"), models.lease("a")
+        with models.held("b"):
+            with monkeypatch.context() as patched:
+
+                def refuse(_):
+                    raise RuntimeError("can't start new thread")
+
+                patched.setattr(threading.Thread, "start", refuse)
+                lease.release()
+            assert not model.closed.is_set()
+            models.lease("a").release()
+            assert model.closed.wait(WAIT)
+
     def test_the_next_use_loads_it_again(self, root):
         """A model that was closed is loaded again by whoever asks for it next."""
         models = registry(root, models=1)

@@ -137,6 +137,17 @@ class TestInTheRoot:
         model_in(root / "bge-m3")
         assert registry(root).get("bge-m3").dimension == 1024
 
+    def test_in_another_registry(self, root):
+        """A registry that takes over what another knows reads its folders again, too."""
+        home = model_in(root / "mine")
+        models, other = registry(root), registry(root)
+        models.get("mine")
+        other.know_as(models)
+        other.load("mine")
+        (home / "card.toml").write_text("max_tokens = 7")
+        other.replace("mine")
+        assert other.get("mine").max_tokens == 7
+
     def test_the_state_is_no_model(self, root):
         """Folders whose name begins with a dot are the registry's own."""
         model_in(root / ".partial")

@@ -180,6 +180,28 @@ class TestLoading:
         embed(on, ["b"]).result(WAIT)
         assert on._waiting_for_model == 0
 
+    def test_a_model_that_had_to_leave_at_once(self, build, monkeypatch):
+        """A call whose model was loaded, and had to leave before the call's turn came, has it loaded again."""
+        on = build()
+        real, answers = on.registry.lease, iter([None, None])  # when it is submitted, and after the load
+        monkeypatch.setattr(on.registry, "lease", lambda name: next(answers, "real") and real(name))
+        np.testing.assert_array_equal(embed(on, ["a"]).result(WAIT).vectors, expected(["a"]))
+        assert next(answers, "none left") == "none left"
+
+    def test_a_name_that_changes(self, build):
+        """A name that may change is asked for again when its model is not there; it is not loaded then."""
+        load = SlowLoad()
+        load.go.release(9)
+        on = build(load=load)
+        on.load(EMBEDDER.name)
+        names = iter(["fake-reranker", EMBEDDER.name])
+        call = EmbedCall(("a",), "document", None, None, True, on.cache)
+        future = on.submit(
+            lambda: next(names, EMBEDDER.name), call, timeout=None, priority="interactive", progress=None
+        )
+        assert future.result(WAIT).model == EMBEDDER.name
+        assert len(load.made) == 1
+
     def test_an_unknown_model(self, build):
         """An unknown name is told at once."""
         on = build()
