@@ -33,8 +33,8 @@ class PrefixedAttention:
 
     No mask is needed for rows padded on the right: padding comes after every token that counts.
     Rows are not packed end to end, because each token's scores would be computed for the tokens of
-    all rows: from four rows on that costs twice what it saves (benchmarks/rerank_prefix.py). The
-    operator is one that every device has, also in float32.
+    all rows: attention to four rows takes twice as long then (docs/decisions.md). The operator is one
+    that every device has, also in float32.
     """
 
     def __init__(
