@@ -1,0 +1,168 @@
+"""The operators of a product on integers, with a scale for every row and every column.
+
+::
+
+    x --minus the columns in float32--> low, high of each row --> uint8 --MatMulIntegerToFloat-->
+      --times the row's scale--> --plus [float32 columns, low] @ a few rows of weights--> --plus bias-->
+
+A row is a token, and nothing of a row depends on another: so a text's answer does not depend on
+what it is batched with, as it does where one scale serves a whole batch. Values are unsigned and
+weights signed: the other way round, and with both signed, ONNX Runtime's kernels are far slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resilient_ai._models.graphs.graph import CONTRIB
+from resilient_ai._models.quantize.integers import Int8Array, quantize_columns, quantize_rows
+from resilient_ai._models.quantize.outliers import Treatment
+from resilient_ai.values import FloatArray
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+__all__ = ["RowwiseNodes"]
+
+_AXES_ARE_INPUTS: Final = 18
+"""The opset from which reductions take their axes as an input."""
+
+_TINY: Final = 1e-20
+"""Instead of 0 for rows of zeros, whose scale would divide by it."""
+
+_FLOAT: Final = 1  # TensorProto.FLOAT
+
+Keep = Callable[[str, NDArray[Any]], str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """A value as integers: of each row `levels` are worth its number in `span`.
+
+    `beside` is what is multiplied in float32, "" for nothing: the columns of `way`, and then the
+    rows' least values where these were taken off.
+    """
+
+    integers: str
+    zero: str
+    span: str
+    levels: int
+    beside: str
+    way: Treatment
+
+
+class RowwiseNodes:
+    """Collects a graph's operators and hands their weights on. Not thread-safe.
+
+    `keep` stores a tensor under a name and returns the name.
+    """
+
+    def __init__(self, keep: Keep, *, opset: int) -> None:
+        self.nodes: list[NodeProto] = []
+        self._keep = keep
+        self._opset = opset
+        self._rows: dict[str, _Rows] = {}
+        self._constants: set[str] = set()
+
+    def product(self, x: str, matrix: NDArray[Any], way: Treatment, *, bias: str, out: str) -> None:
+        """`out = x @ matrix + bias`. Products of the same `x` share its integers, so also its `way`."""
+        if x not in self._rows:
+            self._rows[x] = self._to_integers(x, matrix.shape[0], way)
+        rows = self._rows[x]
+        rest = np.array(matrix, np.float32)
+        beside = rest[rows.way.columns]
+        rest[rows.way.columns] = 0
+        weights, scales = quantize_columns(rest)
+        if rows.way.asymmetric:
+            # What each row's least value was worth, now that it is 0.
+            beside = np.vstack([beside, np.sum(weights, axis=0, dtype=np.int64) * scales])
+        parts = [self._multiply(rows, weights, scales, out)]
+        if rows.beside:
+            parts.append(self._multiply_beside(rows.beside, beside.astype(np.float32), out))
+        self._add([*parts, bias] if bias else parts, out)
+
+    def table(self, table: NDArray[Any], ids: str, *, out: str) -> None:
+        """`out`: the rows of a table that `ids` name, kept as int8 with a scale each."""
+        values, scales = quantize_rows(table)
+        found = self._node("Gather", self._keep(f"{out}/int8/rows", values), ids, out=f"{out}/int8/found")
+        scale = self._node("Gather", self._keep(f"{out}/int8/scales", scales), ids, out=f"{out}/int8/scale")
+        floats = self._node("Cast", found, out=f"{out}/int8/floats", to=_FLOAT)
+        self._node("Mul", floats, scale, out=out)
+
+    def _to_integers(self, x: str, channels: int, way: Treatment) -> _Rows:
+        rest, beside = self._set_apart(x, channels, way)
+        high, low = (self._reduce(op, rest, out=f"{x}/int8/{op}") for op in ("ReduceMax", "ReduceMin"))
+        if way.asymmetric:
+            beside.append(low)
+            span = self._node("Sub", high, low, out=f"{x}/int8/range")
+            rest = self._node("Sub", rest, low, out=f"{x}/int8/above")
+        else:
+            depth = self._node("Neg", low, out=f"{x}/int8/depth")
+            span = self._node("Max", high, depth, out=f"{x}/int8/range")
+        span = self._node("Max", span, self._number("tiny", _TINY), out=f"{x}/int8/span")
+        levels, middle = (255, 0) if way.asymmetric else (127, 128)
+        density = self._node("Div", self._number(f"levels/{levels}", levels), span, out=f"{x}/int8/density")
+        steps = self._node("Mul", rest, density, out=f"{x}/int8/steps")
+        zero = self._constant(f"zero/{middle}", np.array(middle, np.uint8))
+        integers = self._node("QuantizeLinear", steps, self._number("one", 1), zero, out=f"{x}/int8")
+        if len(beside) > 1:
+            beside = [self._node("Concat", *beside, out=f"{x}/int8/beside", axis=-1)]
+        return _Rows(integers, zero, span, levels, "".join(beside), way)
+
+    def _set_apart(self, x: str, channels: int, way: Treatment) -> tuple[str, list[str]]:
+        """`x` with 0 for the float32 columns, and those columns."""
+        if not len(way.columns):
+            return x, []
+        mask = np.ones(channels, np.float32)
+        mask[way.columns] = 0
+        rest = self._node("Mul", x, self._keep(f"{x}/int8/mask", mask), out=f"{x}/int8/rest")
+        columns = self._keep(f"{x}/int8/columns", way.columns)
+        return rest, [self._node("Gather", x, columns, out=f"{x}/int8/apart", axis=-1)]
+
+    def _multiply(self, rows: _Rows, weights: Int8Array, scales: FloatArray, out: str) -> str:
+        one = self._number("one", 1)
+        weight = self._keep(f"{out}/int8/weight", weights)
+        scale = self._keep(f"{out}/int8/scale", scales / np.float32(rows.levels))
+        inputs = (rows.integers, weight, one, scale, rows.zero)
+        steps = self._node("MatMulIntegerToFloat", *inputs, out=f"{out}/int8/steps", domain=CONTRIB)
+        return self._node("Mul", steps, rows.span, out=f"{out}/int8/product")
+
+    def _multiply_beside(self, beside: str, weights: FloatArray, out: str) -> str:
+        # With a single row of weights it is a multiplication, which is faster.
+        op, kept = ("MatMul", weights) if len(weights) > 1 else ("Mul", weights[0])
+        return self._node(op, beside, self._keep(f"{out}/int8/beside", kept), out=f"{out}/int8/rest")
+
+    def _add(self, parts: list[str], out: str) -> None:
+        """Give the sum of the parts the name `out`."""
+        total = parts[0]
+        for number, part in enumerate(parts[1:]):
+            total = self._node("Add", total, part, out=f"{out}/int8/sum{number}")
+        self.nodes[-1].output[0] = self.nodes[-1].name = out
+
+    def _reduce(self, op: str, x: str, *, out: str) -> str:
+        if self._opset < _AXES_ARE_INPUTS:
+            return self._node(op, x, out=out, axes=[-1], keepdims=1)
+        axis = self._constant("last_axis", np.array([-1], np.int64))
+        return self._node(op, x, axis, out=out, keepdims=1)
+
+    def _number(self, name: str, value: float) -> str:
+        return self._constant(name, np.array(value, np.float32))
+
+    def _constant(self, name: str, value: NDArray[Any]) -> str:
+        name = f"int8/{name}"
+        if name not in self._constants:
+            self._constants.add(name)
+            self._keep(name, value)
+        return name
+
+    def _node(self, op: str, *inputs: str, out: str, domain: str = "", **attributes: Any) -> str:
+        from onnx import helper  # noqa: PLC0415  (slow to import)
+
+        node = helper.make_node(op, inputs, [out], name=out, domain=domain, **attributes)
+        self.nodes.append(node)
+        return out
