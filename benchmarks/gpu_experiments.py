@@ -26,8 +26,8 @@ from resilient_ai._inference.arenas import share_arena
 from resilient_ai._inference.runtime import load_runtime, preload_libraries, read_build
 from resilient_ai._inference.session import GpuOptions, Session
 from resilient_ai._resilience.failures import Classifier
-from resilient_ai._workers import cuda, preflight
-from resilient_ai._workers.driver import Attribute
+from resilient_ai._workers.child import cuda, preflight
+from resilient_ai._workers.child.driver import Attribute
 from resilient_ai._workers.messages import DeviceSpec
 
 __all__ = ["DRIVER", "EXPERIMENTS", "MARK", "PREFLIGHT", "READY_TO_BE_KILLED", "SHARED", "run_experiment"]

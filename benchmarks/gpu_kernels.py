@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from resilient_ai._workers.driver import Driver, DriverError
+from resilient_ai._workers.child.driver import Driver, DriverError
 
 __all__ = ["Kernels", "eat_memory", "eaten_memory", "free_memory", "open_context"]
 

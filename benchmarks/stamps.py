@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from resilient_ai._workers import backend
 from resilient_ai._workers.channel import Channel
+from resilient_ai._workers.host import backend
 from resilient_ai._workers.wire import Frame, Kind
 
 __all__ = ["COMMAND", "STEPS", "stamping"]
@@ -67,7 +67,7 @@ def stamping() -> Iterator[Notes]:
 
 def _stamp_worker() -> None:
     """The same in the worker, which sends its notes with each answer."""
-    from resilient_ai._workers import runner
+    from resilient_ai._workers.child import runner
 
     notes: dict[int, Notes] = {}
     receive, read, answer = Channel.receive, runner.read_run, runner.answer_frame
@@ -93,7 +93,7 @@ def _stamp_worker() -> None:
 
 
 if __name__ == "__main__":
-    from resilient_ai._workers.child import main
+    from resilient_ai._workers.child.__main__ import main
 
     _stamp_worker()
     main(sys.argv[1:])

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from harness import Report, argument_parser
 from resilient_ai._telemetry.events import Event, EventBus, WorkerLost, WorkerStarted
-from resilient_ai._workers.backend import WorkerBackend
+from resilient_ai._workers.host.backend import WorkerBackend
+from resilient_ai._workers.host.worker import Worker
 from resilient_ai._workers.messages import ModelSpec
-from resilient_ai._workers.worker import Worker
 from workers import hire, make_batch, write_tiny
 
 WARM_UP = 20

@@ -31,8 +31,8 @@ from resilient_ai._inference.backend import OrtBackend
 from resilient_ai._inference.batching import collate
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._inference.session import Session
-from resilient_ai._workers.backend import WorkerBackend
-from resilient_ai._workers.worker import Worker
+from resilient_ai._workers.host.backend import WorkerBackend
+from resilient_ai._workers.host.worker import Worker
 from resilient_ai.values import Backend, Batch, Vectors
 from stamps import COMMAND, STEPS, stamping
 from texts import docstrings, short_texts

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper
 
 from resilient_ai import __version__
 from resilient_ai._telemetry.events import EventBus
-from resilient_ai._workers.budget import RestartBudget
-from resilient_ai._workers.command import worker_command, worker_env
+from resilient_ai._workers.host.budget import RestartBudget
+from resilient_ai._workers.host.command import worker_command, worker_env
+from resilient_ai._workers.host.worker import Worker
 from resilient_ai._workers.messages import DeviceSpec, ModelSpec
-from resilient_ai._workers.worker import Worker
 from resilient_ai.values import Batch
 
 __all__ = ["hire", "make_batch", "write_tiny"]

@@ -9,13 +9,13 @@ from contextlib import suppress
 from itertools import count
 
 from resilient_ai._telemetry.events import EventBus
-from resilient_ai._workers.budget import RestartBudget
 from resilient_ai._workers.channel import Channel, PeerGone, SendStalled
+from resilient_ai._workers.host.budget import RestartBudget
+from resilient_ai._workers.host.process import KillLimits
+from resilient_ai._workers.host.watch import WorkerLimits
+from resilient_ai._workers.host.worker import Worker
 from resilient_ai._workers.messages import DeviceSpec, ModelSpec, answer_frame, error_frame, read_run
-from resilient_ai._workers.process import KillLimits
-from resilient_ai._workers.watch import WorkerLimits
 from resilient_ai._workers.wire import Frame, Kind
-from resilient_ai._workers.worker import Worker
 from resilient_ai.testing import FakeBackend, batch_of
 
 LONG = 5.0  # what never passes in a test that passes

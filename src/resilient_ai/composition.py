@@ -25,13 +25,13 @@ from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._telemetry.events import EventBus
 from resilient_ai._telemetry.log import log
 from resilient_ai._version import __version__
-from resilient_ai._workers.budget import RestartBudget
-from resilient_ai._workers.card_lock import CardLock
-from resilient_ai._workers.command import worker_command, worker_env
-from resilient_ai._workers.house import WorkerHouse
+from resilient_ai._workers.host.budget import RestartBudget
+from resilient_ai._workers.host.card_lock import CardLock
+from resilient_ai._workers.host.command import worker_command, worker_env
+from resilient_ai._workers.host.house import WorkerHouse
+from resilient_ai._workers.host.watch import WorkerLimits
+from resilient_ai._workers.host.worker import Worker
 from resilient_ai._workers.messages import DeviceSpec
-from resilient_ai._workers.watch import WorkerLimits
-from resilient_ai._workers.worker import Worker
 from resilient_ai.settings import LATE_INTERACTION, AISettings
 
 __all__ = ["build_engine"]

@@ -28,8 +28,9 @@ from resilient_ai._resilience.fault_kinds import (
     fault_meta,
 )
 from resilient_ai._workers.channel import Channel, PeerGone
-from resilient_ai._workers.command import worker_command, worker_env
 from resilient_ai._workers.exits import ExitCode, describe_exit
+from resilient_ai._workers.host.command import worker_command, worker_env
+from resilient_ai._workers.host.process import WorkerProcess
 from resilient_ai._workers.messages import (
     DeviceSpec,
     ModelSpec,
@@ -39,7 +40,6 @@ from resilient_ai._workers.messages import (
     read_error,
     run_frame,
 )
-from resilient_ai._workers.process import WorkerProcess
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import (
     ConfigurationError,
@@ -63,9 +63,9 @@ HOST = """
 import subprocess, sys, time
 from resilient_ai import __version__
 from resilient_ai._workers.channel import Channel
-from resilient_ai._workers.command import worker_command, worker_env
+from resilient_ai._workers.host.command import worker_command, worker_env
 from resilient_ai._workers.messages import DeviceSpec, hello_frame
-from resilient_ai._workers.process import WorkerProcess
+from resilient_ai._workers.host.process import WorkerProcess
 from resilient_ai._workers.wire import Kind
 
 worker = WorkerProcess.spawn(worker_command(None), env=worker_env({}, python=None))
@@ -404,7 +404,7 @@ def test_a_worker_imports_little():
     """What a device does not need is not loaded: each start waits for it, and each worker holds it."""
     told = run_python(
         "import sys\n"
-        "import resilient_ai._workers.reception\n"
+        "import resilient_ai._workers.child.reception\n"
         "from resilient_ai._inference.runtime import load_runtime\n"
         "load_runtime()\n"
         "print(*{name.partition('.')[0] for name in sys.modules})\n"

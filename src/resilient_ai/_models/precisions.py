@@ -9,12 +9,15 @@ from resilient_ai._models.installed import InstalledModel
 __all__ = ["find_graph", "graph_path"]
 
 
-def graph_path(installed: InstalledModel, precision: str) -> Path:
-    """Where the graph of a model in some precision belongs; with other files it is another place."""
-    return installed.cache_dir / precision / f"{installed.fingerprint}.onnx"
+def graph_path(installed: InstalledModel, precision: str, source: Path) -> Path:
+    """Where the graph belongs that is made in some precision of `source`, a graph of this model.
+
+    With other files of the model, or another graph of it, it is another place.
+    """
+    return installed.cache_dir / precision / f"{source.stem}-{installed.fingerprint}.onnx"
 
 
-def find_graph(installed: InstalledModel, precision: str) -> Path | None:
-    """The graph that was made of a model in some precision; None where there is none."""
-    path = graph_path(installed, precision)
+def find_graph(installed: InstalledModel, precision: str, source: Path) -> Path | None:
+    """The graph that was made in some precision of `source`; None where there is none."""
+    path = graph_path(installed, precision, source)
     return path if path.is_file() else None

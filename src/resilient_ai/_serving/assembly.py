@@ -25,12 +25,12 @@ from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.prober import Prober
 from resilient_ai._serving.threads import background
 from resilient_ai._telemetry.events import EventBus
-from resilient_ai._workers.backend import WorkerBackend
+from resilient_ai._workers.host.backend import WorkerBackend
 from resilient_ai._workers.messages import ModelSpec
 from resilient_ai.errors import ConfigurationError, DeviceUnavailable, ModelCorrupt, ResilientAIError
 from resilient_ai.values import Backend, Batch
 
-__all__ = ["Assembler"]
+__all__ = ["Assembler", "make_encoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Assembler:
         self._check_precision(installed)
         card = installed.card
         max_tokens = min(card.max_tokens, self.max_tokens)
-        encoder = _encoder(installed, max_tokens)
+        encoder = make_encoder(installed, max_tokens)
         manager = self._manager(installed)
         graph = self._choose(installed, "fp32")
         prober = Prober(
@@ -194,7 +194,8 @@ class Assembler:
             )
 
 
-def _encoder(installed: InstalledModel, max_tokens: int) -> TextEncoder:
+def make_encoder(installed: InstalledModel, max_tokens: int) -> TextEncoder:
+    """The tokenizer of a model, as its card has it; raises `ConfigurationError` where the two do not fit."""
     card = installed.card
     encoder = TextEncoder.load(
         installed.file("tokenizer"),

@@ -21,13 +21,6 @@ __all__ = ["Call", "EmbedCall", "RerankCall", "Route"]
 
 Answer = TypeVar("Answer")
 
-_WORTH_SHARING = 4
-"""Documents from which on a call's prompts share their beginning.
-
-Fewer gain little by it (benchmarks/rerank_prefix.py), and as whole prompts they are merged with those
-of other calls.
-"""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route(Generic[Answer]):
@@ -120,7 +113,7 @@ class RerankCall:
         documents = [prompt.apply(document) for document in self.documents]
         if model.card.kind == "embedding":
             return Route(model.interaction_lane(query), documents, finish)
-        if model.shares_prefix and len(documents) >= _WORTH_SHARING:
+        if model.shares_query(len(documents)):
             return Route(model.query_lane(query), documents, finish)
         return Route(model.pair_lane(), [(query, document) for document in documents], finish)
 

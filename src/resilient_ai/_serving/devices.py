@@ -10,7 +10,7 @@ from resilient_ai._inference.backend import OrtBackend
 from resilient_ai._inference.session import GpuOptions, Session, gpu_is_installed
 from resilient_ai._resilience.fault_plan import FaultPlan
 from resilient_ai._resilience.faults import FaultyBackend
-from resilient_ai._workers.house import WorkerHouse
+from resilient_ai._workers.host.house import WorkerHouse
 from resilient_ai._workers.messages import ModelSpec
 from resilient_ai.errors import DeviceUnavailable
 from resilient_ai.values import Backend

@@ -15,8 +15,8 @@ from resilient_ai._serving.heap import resident_bytes
 from resilient_ai._serving.hosting import HostedModel
 from resilient_ai._serving.stats import FallbackStats
 from resilient_ai._telemetry.log import log
-from resilient_ai._workers.backend import WorkerBackend
-from resilient_ai._workers.worker import WorkerState
+from resilient_ai._workers.host.backend import WorkerBackend
+from resilient_ai._workers.host.worker import WorkerState
 from resilient_ai.errors import ModelNotFound
 
 __all__ = ["BackendHealth", "Health", "ModelHealth", "Notices", "examine"]

@@ -17,7 +17,7 @@ from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.ramp import Ramp
 from resilient_ai._serving.validation import check_answer
 from resilient_ai._serving.verifier import Verifier
-from resilient_ai._workers.backend import WorkerBackend
+from resilient_ai._workers.host.backend import WorkerBackend
 from resilient_ai.values import Backend, Batch, Vectors
 
 __all__ = ["GuardedDevice"]

@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from resilient_ai._resilience.waiting import DeviceHung, LaneBusy
 from resilient_ai._telemetry.events import WorkerAbandoned, WorkerLost, WorkerStarted
-from resilient_ai._workers.backend import WorkerBackend
-from resilient_ai._workers.life import WorkerDied
+from resilient_ai._workers.host.backend import WorkerBackend
+from resilient_ai._workers.host.life import WorkerDied
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import DeviceUnavailable, ModelNotFound, ServiceClosed
 from worker_kit import (

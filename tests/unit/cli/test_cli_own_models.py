@@ -203,3 +203,60 @@ def write_tiny_bert(folder, hidden=64, layers=2, wide=128):
         {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()},
         folder / "model.safetensors",
     )
+
+
+@pytest.mark.slow
+class TestQuantize:
+    @pytest.fixture
+    def model(self, tmp_path):
+        """A model in the model folder, with weights that are worth it."""
+        folder = tmp_path / "models" / "mine"
+        folder.mkdir(parents=True)
+        (folder / "tokenizer.json").write_text(small_tokenizer().to_str())
+        write_tiny_bert(folder)
+        (folder / "card.toml").write_text('pooling = "mean"')
+        return folder
+
+    def test_the_report(self, service, model, tmp_path):
+        """The comparison is shown, for people or as JSON, with the place of the graph."""
+        shown = run(service, "models", "quantize", "mine", "--force")
+        assert shown.exit_code == 0, shown.stderr
+        assert "int8 against fp32, 96 texts" in shown.stdout
+        assert "AI_PRECISION=int8" in shown.stderr
+        [row] = rows_of(run(service, "models", "quantize", model, "--force", "--json"))
+        assert row["recipe"] == "rowwise"
+        assert row["graph"] in shown.stdout
+        assert str(tmp_path / "models" / ".state" / "mine") in row["graph"]
+
+    def test_on_texts_of_ones_own(self, service, model, tmp_path):
+        """The texts of a file are what is compared; blank lines are none, and too few are refused."""
+        (tmp_path / "few.txt").write_text("one\n\ntwo\n")
+        result = run(service, "models", "quantize", "mine", "--texts", tmp_path / "few.txt")
+        assert result.exit_code == 2
+        assert "2 texts tell too little" in result.stderr
+        (tmp_path / "many.txt").write_text("".join(f"text {n} is warm\n\n" for n in range(20)))
+        result = run(
+            service,
+            "models",
+            "quantize",
+            "mine",
+            "--texts",
+            tmp_path / "many.txt",
+            "--recipe",
+            "mixed",
+            "--force",
+            "--json",
+        )
+        assert rows_of(result)[0]["texts"] == 20
+        assert rows_of(result)[0]["recipe"] == "mixed"
+
+    def test_one_that_does_not_agree(self, service, model, monkeypatch):
+        """A graph whose answers do not agree is refused with what to do, and exit code 2."""
+        from resilient_ai._serving import quantizing
+
+        real = quantizing.measure
+        monkeypatch.setattr(quantizing, "measure", lambda *paths, **rest: real(*paths, **rest, limit=1.1))
+        result = run(service, "models", "quantize", "mine")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "not good enough" in result.stderr
+        assert run(service, "models", "quantize", "mine", "--force").exit_code == 0

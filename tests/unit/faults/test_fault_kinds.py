@@ -94,7 +94,7 @@ def test_a_worker_reads_them_without_pydantic():
     """An interpreter that only a worker runs in may lack what plans are parsed with."""
     program = (
         "import sys; sys.modules['pydantic'] = None\n"
-        "from resilient_ai._workers.mischief import read_fault\n"
+        "from resilient_ai._workers.child.mischief import read_fault\n"
         "assert read_fault({'kind': 'crash', 'how': 'kill'}).how == 'kill'"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

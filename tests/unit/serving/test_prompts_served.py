@@ -9,7 +9,7 @@ import pytest
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import ModelCard, PairPrompt
 from resilient_ai._models.installed import InstalledModel
-from resilient_ai._serving.assembly import _encoder
+from resilient_ai._serving.assembly import make_encoder
 from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.calls import EmbedCall, RerankCall
 from resilient_ai._serving.fallback import FallbackManager
@@ -51,7 +51,7 @@ def installed(card, folder):
 @pytest.fixture
 def host(tmp_path):
     def make(card, max_tokens=100):
-        encoder = _encoder(installed(card, tmp_path), max_tokens)
+        encoder = make_encoder(installed(card, tmp_path), max_tokens)
         return HostedModel(card, encoder, FallbackManager([FakeBackend("cpu", DIMENSION)]), LIMITS)
 
     return make
@@ -116,12 +116,12 @@ def test_an_instruction_that_leaves_no_room(host, card):
 def test_a_limit_below_the_prompt(card, limit, tmp_path):
     """A limit that the card's own prompt fills is refused when the model is loaded."""
     with pytest.raises(ConfigurationError, match="AI_MAX_LENGTH"):
-        _encoder(installed(card, tmp_path), limit)
-    assert isinstance(_encoder(installed(card, tmp_path), limit + 10), TextEncoder)
+        make_encoder(installed(card, tmp_path), limit)
+    assert isinstance(make_encoder(installed(card, tmp_path), limit + 10), TextEncoder)
 
 
 def test_control_tokens_in_other_prompts(tmp_path):
     """A card that counts on control tokens where they are text is refused rather than misread."""
     card = dataclasses.replace(EMBEDDER, document_prompt="<|im_start|>{text}")
     with pytest.raises(ConfigurationError, match="im_start"):
-        _encoder(installed(card, tmp_path), 100)
+        make_encoder(installed(card, tmp_path), 100)

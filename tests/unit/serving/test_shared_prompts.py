@@ -100,14 +100,29 @@ def test_what_a_device_gets(served):
     assert got == rows
 
 
-@pytest.mark.parametrize(("documents", "shares_prefix"), [(1, True), (3, True), (6, False)])
-def test_what_does_not_share(served, documents, shares_prefix):
-    """A few documents, and a model whose graph cannot, take the lane of whole prompts, merged with others."""
-    model, fake, rerank = served(shares_prefix=shares_prefix)
-    rerank(QUERY, DOCUMENTS[:documents])
+def lane_of(model, documents):
+    return RerankCall(QUERY, DOCUMENTS[:documents], None, None, raw_scores=True).route(model).lane
+
+
+def test_what_does_not_share(served):
+    """A model whose graph cannot gets whole prompts."""
+    model, fake, rerank = served(shares_prefix=False)
+    rerank(QUERY, DOCUMENTS)
     assert all(batch.shared_ids is None for batch in fake.calls)
-    call = RerankCall(QUERY, DOCUMENTS[:documents], None, None, raw_scores=True)
-    assert call.route(model).lane is model.pair_lane()
+    assert lane_of(model, 6) is model.pair_lane()
+
+
+def test_few_documents_share_where_small_batches_cost_little():
+    """On a CPU alone each call has its own lane; before a CPU stands what does better with merged calls."""
+    backends = [FakeBackend("cpu")], [FakeBackend("gpu"), FakeBackend("cpu")]
+    alone, guarded = (
+        HostedModel(CARD, encoder(), FallbackManager(each), BatchLimits(BUDGET, 32), shares_prefix=True)
+        for each in backends
+    )
+    assert [lane_of(alone, count) is alone.pair_lane() for count in (1, 3, 4)] == [False] * 3
+    assert [lane_of(guarded, count) is guarded.pair_lane() for count in (1, 3, 4)] == [True, True, False]
+    alone.close()
+    guarded.close()
 
 
 def test_batches_hold_what_fits_with_the_beginning(served):

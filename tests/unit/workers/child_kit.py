@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from resilient_ai._workers.channel import Channel
+from resilient_ai._workers.child.outbox import Outbox
 from resilient_ai._workers.messages import ModelSpec
-from resilient_ai._workers.outbox import Outbox
 from resilient_ai._workers.wire import Kind
 from resilient_ai.values import Batch
 

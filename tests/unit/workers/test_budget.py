@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from resilient_ai._workers.budget import RestartBudget
+from resilient_ai._workers.host.budget import RestartBudget
 from resilient_ai.errors import ConfigurationError
 from resilient_ai.testing import FakeClock
 

@@ -9,8 +9,8 @@ import textwrap
 
 import pytest
 
-from resilient_ai._workers.card_lock import CardLock
-from resilient_ai._workers.process import WorkerProcess
+from resilient_ai._workers.host.card_lock import CardLock
+from resilient_ai._workers.host.process import WorkerProcess
 from resilient_ai.errors import DeviceUnavailable
 
 
@@ -153,7 +153,7 @@ def test_the_file_may_be_shared_as_far_as_the_umask_lets_it(locks):
 HOLDER = """
 import os, sys, warnings
 from pathlib import Path
-from resilient_ai._workers.card_lock import CardLock
+from resilient_ai._workers.host.card_lock import CardLock
 warnings.simplefilter("ignore", DeprecationWarning)
 lock = CardLock(Path(sys.argv[1]), 0)
 assert lock.acquire()

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from resilient_ai._resilience.failures import Classifier, FailureClass
-from resilient_ai._workers.diagnosis import Examiner
+from resilient_ai._workers.child.diagnosis import Examiner
 from resilient_ai._workers.messages import error_frame, read_error
 from resilient_ai.errors import DeviceFailed, InvalidInput, ModelCorrupt, ModelNotFound
 

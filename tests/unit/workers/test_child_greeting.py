@@ -12,10 +12,10 @@ import resilient_ai
 from resilient_ai._inference.providers import GpuOptions
 from resilient_ai._inference.runtime import runtime_version
 from resilient_ai._resilience.fault_kinds import StartSlowly, fault_meta
-from resilient_ai._workers import greeting, mischief
-from resilient_ai._workers.lifeline import DeadMansSwitch
+from resilient_ai._workers.child import greeting, mischief
+from resilient_ai._workers.child.lifeline import DeadMansSwitch
+from resilient_ai._workers.child.preflight import CardInfo
 from resilient_ai._workers.messages import DeviceSpec, hello_frame
-from resilient_ai._workers.preflight import CardInfo
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai.errors import ConfigurationError, DeviceFailed, DeviceUnavailable
 

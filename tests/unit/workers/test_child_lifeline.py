@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resilient_ai._workers.child.lifeline import DeadMansSwitch, Lifeline, cut_log
 from resilient_ai._workers.exits import ExitCode
-from resilient_ai._workers.lifeline import DeadMansSwitch, Lifeline, cut_log
 from serving_kit import run_python
 
 
@@ -76,7 +76,7 @@ def test_an_idle_switch_is_left_alone():
 
 STANDSTILL = """
 import ctypes, sys
-from resilient_ai._workers.lifeline import DeadMansSwitch, Lifeline
+from resilient_ai._workers.child.lifeline import DeadMansSwitch, Lifeline
 switch = DeadMansSwitch(0.3)
 Lifeline(switch, look=0.05).start()
 sleep = (ctypes.PyDLL if sys.argv[1] == "held" else ctypes.CDLL)(None).usleep

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph_kit import DIM, write_failing_graph, write_graph
-from resilient_ai._workers.loading import Loader, warm_up_batch
+from resilient_ai._workers.child.loading import Loader, warm_up_batch
 from resilient_ai._workers.messages import ModelSpec
 from resilient_ai.errors import DeviceFailed, ModelCorrupt, ModelNotFound
 from resilient_ai.testing import FakeClock

@@ -9,11 +9,11 @@ import pytest
 from child_kit import PATIENCE, line
 
 from resilient_ai import __version__
-from resilient_ai._workers import reception as module
+from resilient_ai._workers.child import reception as module
+from resilient_ai._workers.child.lifeline import DeadMansSwitch
+from resilient_ai._workers.child.reception import Reception
 from resilient_ai._workers.exits import ExitCode
-from resilient_ai._workers.lifeline import DeadMansSwitch
 from resilient_ai._workers.messages import DeviceSpec, hello_frame, read_error
-from resilient_ai._workers.reception import Reception
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import ConfigurationError, ModelNotFound
 

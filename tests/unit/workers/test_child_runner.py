@@ -8,13 +8,13 @@ from child_kit import PATIENCE, batch, line, model
 
 from graph_kit import DIM, write_failing_graph, write_graph
 from resilient_ai._resilience.fault_kinds import DieInPhase, Hang, Nan, RaiseError, Slow, fault_meta
-from resilient_ai._workers.diagnosis import Diagnosis, Examiner
+from resilient_ai._workers.child.diagnosis import Diagnosis, Examiner
+from resilient_ai._workers.child.lifeline import DeadMansSwitch
+from resilient_ai._workers.child.loading import Loader
+from resilient_ai._workers.child.runner import ModelRunner, Tools
+from resilient_ai._workers.child.sabotage import Sabotage
 from resilient_ai._workers.exits import ExitCode
-from resilient_ai._workers.lifeline import DeadMansSwitch
-from resilient_ai._workers.loading import Loader
 from resilient_ai._workers.messages import load_frame, read_answer, read_error, run_frame
-from resilient_ai._workers.runner import ModelRunner, Tools
-from resilient_ai._workers.sabotage import Sabotage
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai.errors import (
     ConfigurationError,

@@ -10,13 +10,13 @@ from child_kit import batch, line, model
 
 from graph_kit import write_graph
 from resilient_ai._resilience.fault_kinds import Hang, RaiseError, fault_meta
-from resilient_ai._workers.diagnosis import Examiner
-from resilient_ai._workers.lifeline import DeadMansSwitch
-from resilient_ai._workers.loading import Loader
+from resilient_ai._workers.child.diagnosis import Examiner
+from resilient_ai._workers.child.lifeline import DeadMansSwitch
+from resilient_ai._workers.child.loading import Loader
+from resilient_ai._workers.child.runner import Tools
+from resilient_ai._workers.child.sabotage import Sabotage
+from resilient_ai._workers.child.station import Station, resident_bytes
 from resilient_ai._workers.messages import load_frame, read_answer, read_error, run_frame
-from resilient_ai._workers.runner import Tools
-from resilient_ai._workers.sabotage import Sabotage
-from resilient_ai._workers.station import Station, resident_bytes
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import ConfigurationError, DeviceFailed, ModelNotFound
 

@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from resilient_ai._workers.surroundings import adopt_socket
+from resilient_ai._workers.child.surroundings import adopt_socket
 
 SETTLE = """
 import os, signal, sys, time
-from resilient_ai._workers.surroundings import settle_signals, take_over_streams
+from resilient_ai._workers.child.surroundings import settle_signals, take_over_streams
 take_over_streams()
 settle_signals()
 """

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import resilient_ai
-from resilient_ai._workers.command import worker_command, worker_env
+from resilient_ai._workers.host.command import worker_command, worker_env
 from resilient_ai.errors import DeviceUnavailable
 
 LIBRARY = str(Path(resilient_ai.__file__).parents[1])

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from resilient_ai._resilience.failures import Classifier, FailureClass
-from resilient_ai._workers.cuda import context_fault, loaded_runtime, memory
+from resilient_ai._workers.child.cuda import context_fault, loaded_runtime, memory
 from serving_kit import run_python
 
 WORDS = {2: b"out of memory", 719: b"unspecified launch failure"}
@@ -142,7 +142,7 @@ class TestLoaded:
         """A runtime is found by its name, whatever its version and wherever it was loaded from."""
         done = run_python(
             "import _ctypes, ctypes, shutil, sys\n"
-            "from resilient_ai._workers.cuda import loaded_runtime\n"
+            "from resilient_ai._workers.child.cuda import loaded_runtime\n"
             "path = sys.argv[1] + '/a b/libcudart-5f3a.so.99'\n"
             "shutil.copy(_ctypes.__file__, path)\n"
             "print(loaded_runtime())\n"

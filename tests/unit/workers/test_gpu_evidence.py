@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from resilient_ai._workers.cuda import loaded_runtime
+from resilient_ai._workers.child.cuda import loaded_runtime
 
 
 @pytest.mark.slow

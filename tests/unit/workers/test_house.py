@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resilient_ai._workers.house import WorkerHouse
+from resilient_ai._workers.host.house import WorkerHouse
 from resilient_ai.errors import ServiceClosed
 from worker_kit import EMBEDDER, RANKER, Workplace, in_thread, outcomes
 

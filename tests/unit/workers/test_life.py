@@ -12,7 +12,7 @@ import pytest
 
 from resilient_ai._resilience.failures import Classifier, FailureClass
 from resilient_ai._resilience.waiting import LaneBusy
-from resilient_ai._workers.life import Life, WorkerDied, WorkerRetired, again
+from resilient_ai._workers.host.life import Life, WorkerDied, WorkerRetired, again
 from resilient_ai._workers.messages import read_answer, run_frame
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError, encode
 from resilient_ai.errors import DeviceFailed
@@ -355,7 +355,7 @@ def test_short_patience_does_not_end_a_worker(process, life):
 
 def test_a_worker_that_takes_nothing_is_dead(process, life, monkeypatch):
     """One that leaves a frame half read for long enough is not there any more."""
-    monkeypatch.setattr("resilient_ai._workers.life._TAKEN_WITHIN", SOON)
+    monkeypatch.setattr("resilient_ai._workers.host.life._TAKEN_WITHIN", SOON)
     large = batch(*([7] * 4096 for _ in range(512)))
     waiter = in_thread(get, life, ask(life))
     with pytest.raises(WorkerDied):

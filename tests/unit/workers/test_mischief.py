@@ -27,8 +27,8 @@ from resilient_ai._resilience.fault_kinds import (
     fault_meta,
 )
 from resilient_ai._workers.channel import Channel, PeerGone
+from resilient_ai._workers.child.mischief import read_fault, run_with_fault, send_answer, start_fault
 from resilient_ai._workers.messages import answer_frame, read_answer
-from resilient_ai._workers.mischief import read_fault, run_with_fault, send_answer, start_fault
 from resilient_ai._workers.wire import ProtocolError
 from resilient_ai.errors import ConfigurationError
 from resilient_ai.testing import FakeBackend, batch_of
@@ -46,7 +46,7 @@ NAMES = ["segfault", "abort", "kill", "exit", "exit with a code"]
 
 BEGIN = """
 import json, os, signal, sys, threading, time
-from resilient_ai._workers.mischief import read_fault, run_with_fault, send_answer, start_fault
+from resilient_ai._workers.child.mischief import read_fault, run_with_fault, send_answer, start_fault
 from resilient_ai.testing import FakeBackend, batch_of
 
 fault = read_fault(json.loads(sys.argv[1]))

@@ -10,9 +10,9 @@ import pytest
 from resilient_ai._inference.runtime import Build
 from resilient_ai._inference.session import GpuOptions
 from resilient_ai._resilience.failures import Classifier, FailureClass
-from resilient_ai._workers import preflight
+from resilient_ai._workers.child import preflight
+from resilient_ai._workers.child.preflight import CardInfo, gpu_options, inspect, memory_limit
 from resilient_ai._workers.messages import DeviceSpec
-from resilient_ai._workers.preflight import CardInfo, gpu_options, inspect, memory_limit
 from resilient_ai.errors import ConfigurationError, DeviceUnavailable
 
 CUDA = "CUDAExecutionProvider"

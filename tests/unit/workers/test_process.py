@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from resilient_ai._resilience.failures import Classifier, FailureClass
-from resilient_ai._workers.handle import ProcessHandle
-from resilient_ai._workers.process import KillLimits, WorkerProcess
+from resilient_ai._workers.host.handle import ProcessHandle
+from resilient_ai._workers.host.process import KillLimits, WorkerProcess
 from resilient_ai.errors import DeviceUnavailable
 from resilient_ai.testing import FakeClock
 
@@ -147,7 +147,7 @@ def in_a_host(script, **options):
     prelude = f"""
 import os, signal, socket, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is the point
-from resilient_ai._workers.process import KillLimits, WorkerProcess
+from resilient_ai._workers.host.process import KillLimits, WorkerProcess
 CHILD = {CHILD!r}
 def spawn(script, **options):
     return WorkerProcess.spawn([sys.executable, "-S", "-c", CHILD + script], env=os.environ, **options)
@@ -324,7 +324,7 @@ def test_an_end_that_a_debugger_has_first_is_not_spun_on(spawn, monkeypatch):
     worker = spawn(CRASHES, hold=partial(ProcessHandle, clock=clock, sleep=sleep))
     worker.socket.send(b"!")
     with monkeypatch.context() as debugger:
-        debugger.setattr("resilient_ai._workers.handle._code_by_pidfd", lambda pidfd: None)
+        debugger.setattr("resilient_ai._workers.host.handle._code_by_pidfd", lambda pidfd: None)
         assert not worker.wait(10)
     assert 200 < len(pauses) < 250
     assert ends(worker)
@@ -359,7 +359,7 @@ def test_a_host_that_throws_exit_codes_away_sees_the_end_all_the_same(setting, p
         def __new__(cls, popen):
             while os.path.exists(f"/proc/{{popen.pid}}/exe"):
                 pass
-            from resilient_ai._workers.handle import ProcessHandle
+            from resilient_ai._workers.host.handle import ProcessHandle
             return ProcessHandle(popen)
     early = spawn("", hold=Late)
     assert early.wait(30)
@@ -402,7 +402,7 @@ def test_the_pidfd_stays_open_while_somebody_sleeps_on_it(spawn, monkeypatch):
             return [(self.fd, 1)] if wake.wait(LONG) else []
 
     worker = spawn(CRASHES)
-    monkeypatch.setattr("resilient_ai._workers.handle.select.poll", SoundSleep)
+    monkeypatch.setattr("resilient_ai._workers.host.handle.select.poll", SoundSleep)
     sleeper = threading.Thread(target=worker.wait, args=(LONG,))
     sleeper.start()
     assert asleep.wait(LONG)
@@ -594,7 +594,7 @@ def test_a_fork_of_the_host_cannot_touch_the_worker():
 def test_a_fork_of_the_host_does_not_hide_the_end_of_either_side():
     """No copy of a handle outlives the fork, even one that was made in the midst of a start."""
     in_a_host(f"""
-    from resilient_ai._workers.handle import ProcessHandle
+    from resilient_ai._workers.host.handle import ProcessHandle
     wait_here, go = os.pipe()
     siblings = []
     def fork():
@@ -632,7 +632,7 @@ def test_a_fork_waits_while_a_worker_is_being_started():
     """A copy of the start's own handles would keep the host waiting for as long as the fork lives."""
     in_a_host(f"""
     import subprocess, time
-    from resilient_ai._workers.forks import _gate
+    from resilient_ai._workers.host.forks import _gate
     forked = threading.Event()
     def fork():
         if os.fork() == 0:

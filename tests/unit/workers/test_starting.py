@@ -6,8 +6,8 @@ import pytest
 
 from resilient_ai._resilience.failures import Classifier, FailureClass
 from resilient_ai._resilience.waiting import DeviceHung
-from resilient_ai._workers.life import Life, WorkerDied
-from resilient_ai._workers.starting import explain_start, outlast
+from resilient_ai._workers.host.life import Life, WorkerDied
+from resilient_ai._workers.host.starting import explain_start, outlast
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import ConfigurationError, DeviceFailed, DeviceUnavailable
 from resilient_ai.testing import FakeClock

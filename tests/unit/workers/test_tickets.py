@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from resilient_ai._workers.tickets import Ticket
+from resilient_ai._workers.host.tickets import Ticket
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai.errors import DeviceFailed
 from worker_kit import LONG, SOON, in_thread, outcome, outcomes, until

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from resilient_ai._resilience.waiting import DeviceHung
-from resilient_ai._workers.life import Life, WorkerDied, WorkerRetired
-from resilient_ai._workers.watch import Watch, WorkerLimits, _Bell
+from resilient_ai._workers.host.life import Life, WorkerDied, WorkerRetired
+from resilient_ai._workers.host.watch import Watch, WorkerLimits, _Bell
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from worker_kit import (
     LONG,

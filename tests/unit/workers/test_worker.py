@@ -12,10 +12,10 @@ from resilient_ai._resilience.faults import Injector
 from resilient_ai._resilience.process_faults import DieInPhase
 from resilient_ai._resilience.waiting import DeviceHung
 from resilient_ai._telemetry.events import WorkerAbandoned, WorkerLost, WorkerStarted
-from resilient_ai._workers.budget import RestartBudget
-from resilient_ai._workers.card_lock import CardLock
-from resilient_ai._workers.life import Life, WorkerDied, WorkerRetired
-from resilient_ai._workers.watch import Watch, WorkerLimits
+from resilient_ai._workers.host.budget import RestartBudget
+from resilient_ai._workers.host.card_lock import CardLock
+from resilient_ai._workers.host.life import Life, WorkerDied, WorkerRetired
+from resilient_ai._workers.host.watch import Watch, WorkerLimits
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import DeviceFailed, DeviceUnavailable, ModelNotFound, ServiceClosed
 from resilient_ai.testing import FakeClock, FaultPlan, FaultRule
@@ -611,7 +611,7 @@ def test_a_fork_leaves_the_parents_process_alone():
         "import os, signal, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from worker_kit import *\n"
-        "from resilient_ai._workers.worker import Worker\n"
+        "from resilient_ai._workers.host.worker import Worker\n"
         "from resilient_ai.errors import ServiceClosed\n"
         "process = FakeProcess().play()\n"
         "worker = Worker(SPEC, command=['x'], env={}, version='1', spawn=lambda *_, **__: process)\n"

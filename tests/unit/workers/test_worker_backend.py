@@ -12,8 +12,8 @@ import pytest
 from resilient_ai._resilience.fault_kinds import Nan
 from resilient_ai._resilience.faults import Injector
 from resilient_ai._resilience.waiting import DeviceHung, LaneBusy
-from resilient_ai._workers.backend import WorkerBackend
-from resilient_ai._workers.life import WorkerDied
+from resilient_ai._workers.host.backend import WorkerBackend
+from resilient_ai._workers.host.life import WorkerDied
 from resilient_ai._workers.messages import ModelSpec
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import DeviceFailed, InvalidInput, ModelCorrupt, ServiceClosed

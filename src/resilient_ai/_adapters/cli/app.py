@@ -19,6 +19,7 @@ from resilient_ai._adapters.cli import (
     health,
     models,
     own_models,
+    quantize,
     rerank,
     serve,
     similar,
@@ -49,6 +50,7 @@ app = typer.Typer(
 for module in (embed, rerank, similar, serve, health, config, drill, demo):
     module.register(app)
 own_models.register(models.app)
+quantize.register(models.app)
 app.add_typer(models.app, name="models")
 
 

@@ -11,8 +11,8 @@ from resilient_ai._resilience.faults import FaultyBackend
 from resilient_ai._serving.canary import default_limit
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.tier import GuardedDevice
-from resilient_ai._workers.backend import WorkerBackend
-from resilient_ai._workers.worker import Worker
+from resilient_ai._workers.host.backend import WorkerBackend
+from resilient_ai._workers.host.worker import Worker
 from resilient_ai.errors import ConfigurationError
 
 if TYPE_CHECKING:

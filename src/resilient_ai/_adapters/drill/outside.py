@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
-from resilient_ai._workers.worker import Worker
+from resilient_ai._workers.host.worker import Worker
 
 __all__ = ["OUTSIDE", "Wait"]
 

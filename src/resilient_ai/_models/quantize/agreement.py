@@ -54,7 +54,7 @@ def measure(
         target: the int8 graph, likewise.
         reference: runs the float32 graph.
         candidate: runs the int8 graph.
-        tokens: at least two texts, or pairs for "score".
+        tokens: the texts, or pairs for "score".
         task: what to ask for: "embed", "pool" or "score".
         groups: with "score", how many texts belong to each query, in their order; None: to one.
         limit: the least cosine, or rank correlation, that passes.
@@ -66,11 +66,7 @@ def measure(
         ResilientAIError: what the backends raise.
     """
     groups = [len(tokens)] if groups is None else groups
-    if len(tokens) < 2 or task not in {"embed", "pool", "score"} or sum(groups) != len(tokens):  # noqa: PLR2004
-        raise InvalidInput(
-            f"Cannot measure {len(tokens)} texts in groups of {sum(groups)} with task {task!r}: give two or "
-            'more, groups that add up to them, and "embed", "pool" or "score".'
-        )
+    _check(tokens, task, groups)
     answers = _run_both(reference, candidate, tokens, task, clock)
     compared = _compare_scores(answers, groups) if task == "score" else _compare_vectors(answers)
     return QuantizationReport(
@@ -84,6 +80,15 @@ def measure(
         limit=limit,
         batch_limit=batch_limit,
     )
+
+
+def _check(tokens: Tokens, task: Task, groups: Sequence[int]) -> None:
+    if task not in {"embed", "pool", "score"}:
+        raise InvalidInput(f'Task {task!r} cannot be measured; take "embed", "pool" or "score".')
+    if len(tokens) == 0 or sum(groups) != len(tokens):
+        raise InvalidInput(f"{len(tokens)} texts cannot be measured in groups of {sum(groups)}.")
+    if task == "score" and max(groups) < 2:  # noqa: PLR2004 - one text has no order
+        raise InvalidInput("Scores are compared by the order they give: at least one group needs two texts.")
 
 
 def graph_bytes(path: Path) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from resilient_ai._models.graphs.graph import CONTRIB
@@ -75,7 +75,7 @@ def find_tables(source: SourceGraph) -> list[NodeProto]:
         if node.op_type == "Gather"
         and source.is_matrix(node.input[0])
         and _attributes(node).get("axis", 0) == 0
-        and np.prod(source.shape(node.input[0])) >= _LEAST_TABLE
+        and prod(source.shape(node.input[0])) >= _LEAST_TABLE
     ]
 
 
@@ -130,7 +130,7 @@ def _is_worth_it(source: SourceGraph, weight: str) -> bool:
     if not source.is_matrix(weight):
         return False
     shape = source.shape(weight)
-    return min(shape) >= _LEAST_SIDE and bool(np.prod(shape) >= _LEAST_SIZE)
+    return min(shape) >= _LEAST_SIDE and prod(shape) >= _LEAST_SIZE
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:

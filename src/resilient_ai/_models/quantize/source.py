@@ -54,9 +54,8 @@ class SourceGraph:
     @property
     def opset(self) -> int:
         """The version of ONNX's own operators that the graph is written in."""
-        return int(
-            next(entry.version for entry in self.model.opset_import if entry.domain in {"", "ai.onnx"})
-        )
+        versions = (entry.version for entry in self.model.opset_import if entry.domain in {"", "ai.onnx"})
+        return int(next(versions, 0))
 
     def is_matrix(self, name: str) -> bool:
         """Whether a name is that of a stored float32 tensor of two dimensions."""

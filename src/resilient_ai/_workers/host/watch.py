@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from resilient_ai._resilience.waiting import DeviceHung, LaneBusy
-from resilient_ai._workers.life import Life, WorkerDied, WorkerRetired
-from resilient_ai._workers.process import KillLimits
+from resilient_ai._workers.host.life import Life, WorkerDied, WorkerRetired
+from resilient_ai._workers.host.process import KillLimits
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai.errors import DeviceFailed
 

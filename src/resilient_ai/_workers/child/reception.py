@@ -10,11 +10,11 @@ from functools import partial
 from queue import SimpleQueue
 
 from resilient_ai._workers.channel import Channel, PeerGone
+from resilient_ai._workers.child.greeting import greet
+from resilient_ai._workers.child.lifeline import DeadMansSwitch
+from resilient_ai._workers.child.outbox import Outbox
+from resilient_ai._workers.child.station import Station
 from resilient_ai._workers.exits import ExitCode
-from resilient_ai._workers.greeting import greet
-from resilient_ai._workers.lifeline import DeadMansSwitch
-from resilient_ai._workers.outbox import Outbox
-from resilient_ai._workers.station import Station
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 
 __all__ = ["Reception"]

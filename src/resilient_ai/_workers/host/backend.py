@@ -9,11 +9,11 @@ from functools import partial
 
 from resilient_ai._resilience.fault_kinds import fault_meta
 from resilient_ai._resilience.waiting import LaneBusy, never, wait_out
-from resilient_ai._workers.life import Life, WorkerDied
+from resilient_ai._workers.host.life import Life, WorkerDied
+from resilient_ai._workers.host.tickets import Ticket
+from resilient_ai._workers.host.worker import Worker, WorkerState
 from resilient_ai._workers.messages import ModelSpec, read_answer, read_error, run_frame
-from resilient_ai._workers.tickets import Ticket
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
-from resilient_ai._workers.worker import Worker, WorkerState
 from resilient_ai.errors import ModelCorrupt, ServiceClosed
 from resilient_ai.values import Batch, Vectors
 

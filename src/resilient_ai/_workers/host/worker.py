@@ -28,14 +28,14 @@ from resilient_ai._resilience.fault_kinds import fault_meta
 from resilient_ai._resilience.faults import Injector
 from resilient_ai._telemetry.events import EventBus, WorkerAbandoned, WorkerLost, WorkerStarted
 from resilient_ai._telemetry.log import log
-from resilient_ai._workers.budget import RestartBudget
-from resilient_ai._workers.card_lock import CardLock
-from resilient_ai._workers.life import Life, WorkerDied, WorkerRetired, again
+from resilient_ai._workers.host.budget import RestartBudget
+from resilient_ai._workers.host.card_lock import CardLock
+from resilient_ai._workers.host.life import Life, WorkerDied, WorkerRetired, again
+from resilient_ai._workers.host.process import WorkerProcess
+from resilient_ai._workers.host.starting import explain_start, outlast
+from resilient_ai._workers.host.tickets import Ticket
+from resilient_ai._workers.host.watch import Watch, WorkerLimits
 from resilient_ai._workers.messages import DeviceSpec, ModelSpec, hello_frame, load_frame
-from resilient_ai._workers.process import WorkerProcess
-from resilient_ai._workers.starting import explain_start, outlast
-from resilient_ai._workers.tickets import Ticket
-from resilient_ai._workers.watch import Watch, WorkerLimits
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai.errors import DeviceFailed, DeviceUnavailable, ServiceClosed
 

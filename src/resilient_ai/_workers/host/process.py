@@ -18,8 +18,8 @@ from functools import partial
 from typing import Final
 
 from resilient_ai._workers.exits import describe_exit
-from resilient_ai._workers.forks import let_go_in_forks, no_forks
-from resilient_ai._workers.handle import ProcessHandle
+from resilient_ai._workers.host.forks import let_go_in_forks, no_forks
+from resilient_ai._workers.host.handle import ProcessHandle
 from resilient_ai.errors import DeviceUnavailable
 
 __all__ = ["KillLimits", "WorkerProcess"]

@@ -11,16 +11,16 @@ from typing import Any
 from resilient_ai._inference.arenas import share_arena
 from resilient_ai._inference.runtime import runtime_version
 from resilient_ai._version import __version__
-from resilient_ai._workers import cuda, preflight
-from resilient_ai._workers.diagnosis import Examiner
-from resilient_ai._workers.lifeline import DeadMansSwitch
-from resilient_ai._workers.loading import Loader
+from resilient_ai._workers.child import cuda, preflight
+from resilient_ai._workers.child.diagnosis import Examiner
+from resilient_ai._workers.child.lifeline import DeadMansSwitch
+from resilient_ai._workers.child.loading import Loader
+from resilient_ai._workers.child.outbox import Outbox
+from resilient_ai._workers.child.preflight import CardInfo
+from resilient_ai._workers.child.runner import Tools
+from resilient_ai._workers.child.sabotage import Sabotage
+from resilient_ai._workers.child.station import Station
 from resilient_ai._workers.messages import DeviceSpec, read_hello
-from resilient_ai._workers.outbox import Outbox
-from resilient_ai._workers.preflight import CardInfo
-from resilient_ai._workers.runner import Tools
-from resilient_ai._workers.sabotage import Sabotage
-from resilient_ai._workers.station import Station
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai.errors import DeviceUnavailable
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from resilient_ai._workers.diagnosis import Canary, Examiner
+from resilient_ai._workers.child.diagnosis import Canary, Examiner
+from resilient_ai._workers.child.lifeline import DeadMansSwitch
+from resilient_ai._workers.child.loading import Loaded, Loader
+from resilient_ai._workers.child.outbox import Outbox
+from resilient_ai._workers.child.sabotage import Sabotage
 from resilient_ai._workers.exits import ExitCode
-from resilient_ai._workers.lifeline import DeadMansSwitch
-from resilient_ai._workers.loading import Loaded, Loader
 from resilient_ai._workers.messages import ModelSpec, answer_frame, read_run
-from resilient_ai._workers.outbox import Outbox
-from resilient_ai._workers.sabotage import Sabotage
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import ModelNotFound
 

@@ -19,8 +19,8 @@ from typing import Any
 from resilient_ai._resilience.failures import Diagnosed, FailureClass
 from resilient_ai._resilience.waiting import LaneBusy
 from resilient_ai._workers.channel import Channel, PeerGone, SendStalled
-from resilient_ai._workers.process import WorkerProcess
-from resilient_ai._workers.tickets import Ticket
+from resilient_ai._workers.host.process import WorkerProcess
+from resilient_ai._workers.host.tickets import Ticket
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import DeviceFailed
 

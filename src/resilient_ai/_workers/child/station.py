@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resilient_ai._workers.child.runner import ModelRunner, Tools
 from resilient_ai._workers.messages import read_load
-from resilient_ai._workers.runner import ModelRunner, Tools
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai.errors import ConfigurationError, ModelNotFound
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from resilient_ai._workers.forks import let_go_in_forks
+from resilient_ai._workers.host.forks import let_go_in_forks
 
 __all__ = ["ProcessHandle"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from resilient_ai._resilience.failures import Diagnosed, FailureClass
 from resilient_ai._resilience.waiting import DeviceHung
-from resilient_ai._workers.life import Life, again
+from resilient_ai._workers.host.life import Life, again
+from resilient_ai._workers.host.tickets import Ticket
 from resilient_ai._workers.messages import read_error
-from resilient_ai._workers.tickets import Ticket
 from resilient_ai._workers.wire import Frame, Kind, ProtocolError
 from resilient_ai.errors import DeviceFailed, DeviceUnavailable
 

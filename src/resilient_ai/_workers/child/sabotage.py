@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from resilient_ai._workers.outbox import Outbox
+from resilient_ai._workers.child.outbox import Outbox
 from resilient_ai._workers.wire import Frame
 from resilient_ai.errors import ConfigurationError
 from resilient_ai.values import Backend, Batch, Vectors
@@ -25,7 +25,7 @@ class Sabotage:
     def __init__(self, *, permitted: bool) -> None:
         self._mischief: Any = None
         if permitted:
-            from resilient_ai._workers import mischief  # noqa: PLC0415 - a worker in earnest lacks it
+            from resilient_ai._workers.child import mischief  # noqa: PLC0415 - a worker in earnest lacks it
 
             self._mischief = mischief
 

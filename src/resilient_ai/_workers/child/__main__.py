@@ -21,8 +21,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from resilient_ai._workers.lifeline import DeadMansSwitch, Lifeline
-from resilient_ai._workers.surroundings import adopt_socket, settle_signals, take_over_streams
+from resilient_ai._workers.child.lifeline import DeadMansSwitch, Lifeline
+from resilient_ai._workers.child.surroundings import adopt_socket, settle_signals, take_over_streams
 
 __all__ = ["main"]
 
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
 def _serve(descriptor: str, switch: DeadMansSwitch) -> None:
     # Only now, so that a crash of a native library at its import leaves a stack in the log.
     from resilient_ai._workers.channel import Channel  # noqa: PLC0415 - as above
-    from resilient_ai._workers.outbox import Outbox  # noqa: PLC0415
-    from resilient_ai._workers.reception import Reception  # noqa: PLC0415
+    from resilient_ai._workers.child.outbox import Outbox  # noqa: PLC0415
+    from resilient_ai._workers.child.reception import Reception  # noqa: PLC0415
 
     channel = Channel(adopt_socket(descriptor))
     Reception(channel, Outbox(channel), switch).run()

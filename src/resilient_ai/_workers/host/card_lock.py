@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from resilient_ai._workers.forks import let_go_in_forks
+from resilient_ai._workers.host.forks import let_go_in_forks
 from resilient_ai.errors import DeviceUnavailable
 
 __all__ = ["CardLock"]

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from resilient_ai._workers.backend import WorkerBackend
+from resilient_ai._workers.host.backend import WorkerBackend
+from resilient_ai._workers.host.worker import Worker
 from resilient_ai._workers.messages import ModelSpec
-from resilient_ai._workers.worker import Worker
 from resilient_ai.errors import ServiceClosed
 
 __all__ = ["WorkerHouse"]

@@ -16,7 +16,7 @@ from typing import Any, Final
 from resilient_ai._inference.libraries import missing_libraries
 from resilient_ai._inference.providers import CUDA, GpuOptions
 from resilient_ai._inference.runtime import Build, preload_libraries, read_build
-from resilient_ai._workers.driver import Attribute, Card, ComputeMode, Driver, DriverError
+from resilient_ai._workers.child.driver import Attribute, Card, ComputeMode, Driver, DriverError
 from resilient_ai._workers.messages import DeviceSpec
 from resilient_ai.errors import ConfigurationError, DeviceUnavailable
 

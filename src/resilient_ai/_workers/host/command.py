@@ -113,7 +113,7 @@ def _module_folders(named: str) -> list[str]:
     The current folder is left out, unless the user's PYTHONPATH (`named`) has it in full, or this
     library lies in it.
     """
-    library = Path(__file__).absolute().parents[2]
+    library = Path(__file__).absolute().parents[3]
     wanted = {library, *(Path(entry) for entry in named.split(os.pathsep))}
     folders = [folder for folder in _existing() if folder in wanted or not _is_here(folder)]
     return list(map(str, dict.fromkeys([*folders, library])))
