@@ -9,13 +9,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from resilient_ai._inference.backend import OrtBackend
-from resilient_ai._inference.session import Session
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import ModelCard
 from resilient_ai._models.installed import InstalledModel
 from resilient_ai._serving.canary import CANARY_TEXTS, canary_batches, default_limit
 from resilient_ai._serving.choosing import GraphChoice, Precision, choose_graph
+from resilient_ai._serving.cpu import open_cpu
 from resilient_ai._serving.devices import Devices, warm_up_shapes
 from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.hints import Hints
@@ -86,8 +85,7 @@ class Assembler:
         # A worker takes about as long to start as the session on the CPU.
         opening = background(partial(self._open_first, spec), f"resilient-ai-open-{spec.name}")
         try:
-            session = Session(graph.path, threads=self.threads, fuse=graph.fuse)
-            cpu = OrtBackend(session, device="cpu", pooling=spec.pooling)
+            cpu = open_cpu(graph, threads=self.threads, pooling=spec.pooling)
         except BaseException:
             # A worker that serves another model would hold on to this one.
             for backend in opening.result():
