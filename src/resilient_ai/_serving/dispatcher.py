@@ -157,6 +157,8 @@ class Dispatcher:
         """A job is over: what was not computed of it will not be waited for."""
         with self._changed:
             self._admission.left(ticket.load, ticket.run(ticket.rows))
+            if self._closed:
+                self._changed.notify_all()
 
     @property
     def is_live(self) -> bool:
@@ -170,22 +172,34 @@ class Dispatcher:
             )
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop. Calls that wait get `ServiceClosed`; a batch under way may finish for `timeout` seconds.
+        """Stop. Calls that wait get `ServiceClosed`; those under way may end for `timeout` seconds.
 
-        May be called twice and from any thread, a runner's own included.
+        A batch that nobody waits for is left to itself: see `join`. May be called twice and from any
+        thread, a runner's own included.
         """
         with self._changed:
             self._closed = True
             waiting = self._queue.drain()
             self._changed.notify_all()
         fail_all(waiting, ServiceClosed("the service was closed before this call's turn came"))
+        if on_runner_thread():  # a wave of its own would be waited for
+            self.join(timeout)
+        else:
+            self._outlast_callers(timeout)
+        with self._changed:
+            stuck = list(self._active)
+        fail_all(stuck, ServiceClosed("the service was closed while this call was running"))
+
+    def _outlast_callers(self, timeout: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: all(job.is_over for job in self._active), timeout)
+
+    def join(self, timeout: float) -> None:
+        """Wait until the runners of a closed dispatcher have ended, at most `timeout` seconds."""
         give_up = self._clock() + timeout
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, give_up - self._clock()))
-        with self._changed:
-            stuck = list(self._active)
-        fail_all(stuck, ServiceClosed("the service was closed while this call was running"))
 
     def _start_threads(self) -> None:
         for number in range(self._runners):

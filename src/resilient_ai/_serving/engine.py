@@ -163,6 +163,8 @@ class Engine:
         self.dispatcher.close(timeout)
         self._deadlines.close()
         self.registry.close()
+        # Only now: a runner with a batch on a device that hangs comes back when the device is closed.
+        self.dispatcher.join(_JOIN)
         if self._devices is not None:
             self._devices.close()
         self.cache.clear()
@@ -248,6 +250,9 @@ class Engine:
 
 
 _CANARY = "A canary."
+
+_JOIN = 1.0
+"""Seconds for a batch that nobody waits for; a CPU is done with one sooner."""
 
 Outcome = TypeVar("Outcome")
 

@@ -59,6 +59,8 @@ from resilient_ai.values import Backend, Batch, Vectors
 
 __all__ = ["FallbackManager"]
 
+_CLOSED = "this model was closed"
+
 _MOST_TRIES = 2
 """Equal devices that one batch is tried on: what two of them fail with may be the batch's own doing."""
 
@@ -119,6 +121,7 @@ class FallbackManager:
         self.events = events if events is not None else EventBus()
         self._clock = clock
         self._missing = missing
+        self._closed = False
         self._pid = os.getpid()
         self._classifier = classifier if classifier is not None else Classifier()
         self._groups = tuple(
@@ -159,11 +162,13 @@ class FallbackManager:
 
         Raises a caller's or model's error as it is; `Overloaded` or `DeadlineExceeded` from the
         last device's line; the device's own error with `fallback="fail"`; `AllBackendsFailed`
-        when every device failed.
+        when every device failed; `ServiceClosed` after `close`, and for what `close` interrupts.
         """
         if os.getpid() != self._pid:
             # Neither the lanes' threads nor those of the devices' libraries came along.
             raise ServiceClosed("this FallbackManager is its parent process's; make one after the fork")
+        if self._closed:
+            raise ServiceClosed(_CLOSED)
         causes: list[ResilientAIError] = []
         reason = ""
         if self._missing:
@@ -187,6 +192,7 @@ class FallbackManager:
         """
         if os.getpid() != self._pid:
             return
+        self._closed = True
         with ExitStack() as closing:
             closing.callback(self.last.close)
             for device in self.guarded:
@@ -271,6 +277,9 @@ class FallbackManager:
 
     def _judge(self, device: GuardedDevice, batch: Batch, permit: Permit, error: BaseException) -> _Miss:
         """Draw the consequences of a failure; raise what the next device could not do better."""
+        if self._closed:  # it failed because it was closed, and so would the next one
+            permit.ignore()
+            raise ServiceClosed(_CLOSED) from error
         failure = self.classify(error)
         if not failure.verdict.fail_over:
             permit.ignore()
@@ -292,6 +301,8 @@ class FallbackManager:
         return answer
 
     def _last_failed(self, error: BaseException, batch: Batch, causes: list[ResilientAIError]) -> NoReturn:
+        if self._closed:
+            raise ServiceClosed(_CLOSED) from error
         failure = self.classify(error)
         if not failure.verdict.fail_over:
             raise as_own_error(error, failure)

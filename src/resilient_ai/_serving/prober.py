@@ -90,7 +90,7 @@ class Prober:
             failure = self._examine(device)
             if failure is None:
                 device.return_to_service(permit)
-            else:
+            elif not self._closed:  # or closing it is what it failed with
                 permit.failure()
                 device.trip(failure, permit.generation)
         return _SOON
@@ -99,6 +99,8 @@ class Prober:
         """Run the canaries; None when every answer is right."""
         started = self._clock()
         failure = self._failure_of_reference() or self._failure_of(device)
+        if self._closed:
+            return failure
         elapsed = (self._clock() - started) * 1000
         reason = "" if failure is None else f"{failure.failure_class.value}: {failure.text}"
         self._manager.events.emit(Probed(device.name, failure is None, reason, elapsed))

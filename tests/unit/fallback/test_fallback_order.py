@@ -2,6 +2,7 @@
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -365,6 +366,34 @@ def test_a_closed_manager_says_so():
         with pytest.raises(ServiceClosed):
             two.run()
         assert two.counted.failures == 0
+
+
+class EndedByClosing(FakeBackend):
+    """A device whose batch goes on until it is closed, and fails then."""
+
+    def __init__(self):
+        super().__init__("gpu")
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def run(self, batch):
+        self.begun.set()
+        assert self.ended.wait(20)
+        raise DeviceFailed("CUDA error: an illegal memory access was encountered")
+
+    def close(self):
+        self.ended.set()
+
+
+def test_a_call_that_closing_interrupts():
+    """It ends with `ServiceClosed` too: no failure of the device, and no batch for the next one."""
+    gpu = EndedByClosing()
+    with two_devices(gpu, FakeBackend("cpu")) as two, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(two.run)
+        assert gpu.begun.wait(20)
+        two.manager.close()
+        assert isinstance(call.exception(20), ServiceClosed)
+        assert two.counted.failures == 0
+        assert not two.cpu.calls
 
 
 def test_one_backend_that_cannot_close_does_not_keep_the_others_open():

@@ -61,6 +61,7 @@ def start():
     yield build
     for dispatcher in made:
         dispatcher.close()
+        dispatcher.join(WAIT)
         assert dispatcher._pool.statistics().leases == 0
 
 
@@ -506,6 +507,17 @@ class TestClosing:
         dispatcher.close(0.05)
         assert time.monotonic() - began < 5
         assert isinstance(stuck.exception(0), ServiceClosed)
+        gate.open()
+
+    def test_a_batch_that_nobody_waits_for(self, start, gate):
+        """Closing leaves a batch to itself whose callers have left, however long it takes."""
+        dispatcher, on = start(), lane(FakeBackend(before=gate))
+        left = submitted(dispatcher, ["left"], on)
+        gate.wait()
+        with ThreadPoolExecutor(1) as threads:
+            closing = threads.submit(dispatcher.close, 10 * WAIT)
+            left.cancel()
+            closing.result(WAIT)
         gate.open()
 
     def test_a_call_with_one_wave_done_and_one_stuck(self, start):

@@ -379,7 +379,8 @@ class TestMemory:
             for n in range(50):
                 embed(on, [f"{n}"]).result(WAIT)
             embed(on, ["last"]).result(WAIT)
-            on.dispatcher.close()  # so that the runner holds nothing any more
+            on.dispatcher.close()
+            on.dispatcher.join(WAIT)  # so that the runner holds nothing any more
             assert [one for one in made if one() is not None] == []
         finally:
             gc.enable()
