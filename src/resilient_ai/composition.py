@@ -7,14 +7,13 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resilient_ai._inference.buffers import BufferPool
 from resilient_ai._inference.cores import usable_cores
 from resilient_ai._inference.session import GpuOptions
 from resilient_ai._models.keeping import KeepRules
 from resilient_ai._models.registry import ModelRegistry
-from resilient_ai._resilience.fault_plan import FaultPlan
-from resilient_ai._resilience.faults import Injector
 from resilient_ai._serving.assembly import Assembler
 from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.devices import Devices, InProcess, InWorkers, Opener, no_device
@@ -32,7 +31,12 @@ from resilient_ai._workers.host.house import WorkerHouse
 from resilient_ai._workers.host.watch import WorkerLimits
 from resilient_ai._workers.host.worker import Worker
 from resilient_ai._workers.messages import DeviceSpec
-from resilient_ai.settings import LATE_INTERACTION, AISettings
+from resilient_ai.values import Backend
+
+if TYPE_CHECKING:
+    from resilient_ai._resilience.fault_plan import FaultPlan
+    from resilient_ai._resilience.faults import Injector
+    from resilient_ai.settings import AISettings
 
 __all__ = ["build_engine"]
 
@@ -56,7 +60,7 @@ def build_engine(settings: AISettings, warn: Callable[[str], None], events: Even
         max_tokens=settings.max_length,
         limits=BatchLimits(settings.token_budget, settings.batch_size),
         precision=settings.precision,
-        token_outputs=settings.reranker_name == LATE_INTERACTION,
+        token_outputs=settings.late_interaction,
         devices=_devices(settings, house, threads),
         hints=Hints(settings.model_path.absolute() / _HINTS),
         policy=_policy(settings),
@@ -93,12 +97,12 @@ def _devices(settings: AISettings, house: WorkerHouse, threads: int) -> Devices:
             "simulated" if simulated else "gpu",
             None if simulated else _gpu_options(settings),
             threads,
-            injectable=settings.allow_fault_injection,
-            faults=_fault_plan(settings),
+            spoil=_spoil(settings),
         )
     return Devices(
         opener,
         required=settings.use_gpu in {"always", "simulated"},
+        cuda=not simulated,
         token_budget=None if simulated else settings.gpu_token_budget,
         buckets=not simulated,
     )
@@ -135,12 +139,32 @@ def _hire(settings: AISettings, threads: int, events: EventBus, card: int) -> Wo
         limits=WorkerLimits(phase=settings.worker_phase, idle=settings.worker_idle),
         budget=RestartBudget(max_wait=max(settings.recovery_time, _SHORTEST_WAIT)),
         lock=CardLock(_LOCKS, card) if settings.gpu_exclusive else None,
-        injector=Injector(_fault_plan(settings)) if settings.allow_fault_injection else None,
+        injector=_injector(settings),
         events=events,
     )
 
 
+def _injector(settings: AISettings) -> Injector | None:
+    """Makes the worker's calls and starts fail on purpose, where that is allowed."""
+    if not settings.allow_fault_injection:
+        return None
+    from resilient_ai._resilience.faults import Injector  # noqa: PLC0415 - nobody else should pay for it
+
+    return Injector(_fault_plan(settings))
+
+
+def _spoil(settings: AISettings) -> Callable[[Backend], Backend] | None:
+    """Makes the calls of a device in this process fail on purpose, where that is allowed."""
+    if not settings.allow_fault_injection:
+        return None
+    from resilient_ai._resilience.faults import FaultyBackend  # noqa: PLC0415 - as above
+
+    return partial(FaultyBackend, plan=_fault_plan(settings))
+
+
 def _fault_plan(settings: AISettings) -> FaultPlan | None:
+    from resilient_ai._resilience.fault_plan import FaultPlan  # noqa: PLC0415 - as above
+
     plan = settings.fault_plan_json()
     return None if plan is None else FaultPlan.parse(plan)
 

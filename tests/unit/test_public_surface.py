@@ -101,10 +101,11 @@ def test_both_faces_take_the_same_options():
 
 @pytest.mark.slow
 def test_importing_is_light():
-    """Importing the library brings no heavy package along and gives no warning."""
+    """Importing the library and its service brings no heavy package along and gives no warning."""
     done = run_python(
-        "import sys, warnings; warnings.simplefilter('error'); import resilient_ai\n"
-        "heavy = {'torch', 'onnx', 'onnxruntime', 'huggingface_hub', 'rich', 'pyarrow', 'transformers', 'typer'}\n"
+        "import sys, warnings; warnings.simplefilter('error'); from resilient_ai import AIService\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'huggingface_hub', 'rich', 'pyarrow', 'pydantic',\n"
+        "         'transformers', 'typer'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert done.stdout.strip() == "[]", done.stderr

@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from resilient_ai._resilience.fault_effects import misbehave
-from resilient_ai._resilience.fault_kinds import Fault, WrongValues
+from resilient_ai._resilience.fault_kinds import Fault, WrongValues, fault_meta
 from resilient_ai._resilience.fault_plan import FaultPlan
 from resilient_ai.errors import ConfigurationError, DeviceFailed
 from resilient_ai.values import Backend, Batch, Vectors
@@ -133,6 +134,16 @@ class Injector:
         """Number a call and say what happens to it."""
         strike = self.strike(batch)
         return None if strike is None else strike.fault
+
+    def tell_call(self, batch: Batch) -> dict[str, Any] | None:
+        """As `decide`, in the words in which a worker is told."""
+        fault = self.decide(batch)
+        return None if fault is None else fault_meta(fault)
+
+    def tell_start(self) -> dict[str, Any] | None:
+        """As `decide_start`, in the words in which a worker is told."""
+        fault = self.decide_start()
+        return None if fault is None else fault_meta(fault)
 
     def strike(self, batch: Batch) -> Strike | None:
         """As `decide`, with what releases the call should it hang."""

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from resilient_ai._inference.backend import OrtBackend
 from resilient_ai._inference.session import GpuOptions, Session, gpu_is_installed
-from resilient_ai._resilience.fault_plan import FaultPlan
-from resilient_ai._resilience.faults import FaultyBackend
 from resilient_ai._workers.host.house import WorkerHouse
 from resilient_ai._workers.messages import ModelSpec
 from resilient_ai.errors import DeviceUnavailable
@@ -25,12 +23,14 @@ Opener = Callable[[ModelSpec], Sequence[Backend]]
 class Devices:
     """What stands before the CPU.
 
-    `required` says that its absence is a degraded state. `token_budget` is for one batch on it, None
+    `required` says that its absence is a degraded state, `cuda` that it has CUDA's operators and no
+    others. `token_budget` is for one batch on it, None
     for that of the CPU; `buckets` asks for a warm-up with every length that batches may come in.
     """
 
     open: Opener
     required: bool = False
+    cuda: bool = False
     token_budget: int | None = None
     buckets: bool = False
 
@@ -62,22 +62,21 @@ class InWorkers:
 class InProcess:
     """A session in this process: less safe, for a crash or a hang of it is one of the host.
 
-    `gpu` None puts the CPU in the GPU's place. `injectable` lets faults be injected, those of `faults`
-    from the start.
+    `gpu` None puts the CPU in the GPU's place. `spoil` may put something around each backend that
+    makes it fail on purpose.
     """
 
     name: str
     gpu: GpuOptions | None
     threads: int
-    injectable: bool = False
-    faults: FaultPlan | None = None
+    spoil: Callable[[Backend], Backend] | None = None
 
     def __call__(self, model: ModelSpec) -> Sequence[Backend]:
         if self.gpu is not None:
             _check_build()
         session = Session(Path(model.graph), threads=self.threads, gpu=self.gpu, fuse=model.fuse)
         backend: Backend = OrtBackend(session, device=self.name, pooling=model.pooling)
-        return [FaultyBackend(backend, self.faults) if self.injectable else backend]
+        return [backend if self.spoil is None else self.spoil(backend)]
 
 
 def warm_up_shapes(

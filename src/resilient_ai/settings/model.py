@@ -288,7 +288,12 @@ class AISettings(BaseModel):
     @property
     def reranking_model(self) -> str:
         """The model that scores: `reranker_name`, or the embedding model by late interaction."""
-        return self.model_name if self.reranker_name == LATE_INTERACTION else self.reranker_name
+        return self.model_name if self.late_interaction else self.reranker_name
+
+    @property
+    def late_interaction(self) -> bool:
+        """Whether the embedding model reranks, with its vectors of tokens."""
+        return self.reranker_name == LATE_INTERACTION
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -66,7 +66,6 @@ def quantize(
     """
     from resilient_ai._inference.cores import usable_cores  # noqa: PLC0415 - these bring the inference engine
     from resilient_ai._serving.quantizing import quantize_model, sample_texts  # noqa: PLC0415
-    from resilient_ai.settings import LATE_INTERACTION  # noqa: PLC0415
 
     session = sessions.of(context)
     settings = session.settings(model_path=model_path)
@@ -76,7 +75,7 @@ def quantize(
         recipe=None if recipe is None else str(recipe),
         threads=min(settings.parallel_workers, usable_cores()),
         max_tokens=settings.max_length,
-        token_outputs=settings.reranker_name == LATE_INTERACTION,
+        token_outputs=settings.late_interaction,
         force=force,
     )
     if as_json:

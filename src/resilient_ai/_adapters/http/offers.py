@@ -44,5 +44,5 @@ def reranking_offer(service: AsyncAIService) -> Offer:
     """What reranks; may be the embedding model. Raises as `embedding_offer` does."""
     settings = service.settings
     card = service.registry.get(settings.reranking_model)
-    also = {LATE_INTERACTION} if settings.reranker_name == LATE_INTERACTION else set[str]()
+    also = {LATE_INTERACTION} if settings.late_interaction else set[str]()
     return Offer(card, frozenset((card.name, *card.aliases, *also)), "AI_RERANKER_NAME")

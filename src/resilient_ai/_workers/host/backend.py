@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from resilient_ai._resilience.fault_kinds import fault_meta
 from resilient_ai._resilience.waiting import LaneBusy, never, wait_out
 from resilient_ai._workers.host.life import Life, WorkerDied
 from resilient_ai._workers.host.tickets import Ticket
@@ -62,9 +61,9 @@ class WorkerBackend:
             raise LaneBusy("the callers have no time left")
         life = self._last = self.worker.life_with(self._model.name)
         injector = self.worker.injector
-        fault = injector.decide(batch) if injector is not None else None
+        fault = injector.tell_call(batch) if injector is not None else None
         named = replace(batch, model=self._model.name)
-        make = partial(run_frame, batch=named, fault=None if fault is None else fault_meta(fault))
+        make = partial(run_frame, batch=named, fault=fault)
         size = int(batch.input_ids.size)
         ticket = life.request(make, line=self._model.name, size=size, within=min(patience, hang_after))
         wait_out(

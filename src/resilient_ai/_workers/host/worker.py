@@ -22,10 +22,8 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from resilient_ai._resilience.fault_kinds import fault_meta
-from resilient_ai._resilience.faults import Injector
 from resilient_ai._telemetry.events import EventBus, WorkerAbandoned, WorkerLost, WorkerStarted
 from resilient_ai._telemetry.log import log
 from resilient_ai._workers.host.budget import RestartBudget
@@ -38,6 +36,9 @@ from resilient_ai._workers.host.watch import Watch, WorkerLimits
 from resilient_ai._workers.messages import DeviceSpec, ModelSpec, hello_frame, load_frame
 from resilient_ai._workers.wire import Frame, Kind
 from resilient_ai.errors import DeviceFailed, DeviceUnavailable, ServiceClosed
+
+if TYPE_CHECKING:  # only tests and drills need it
+    from resilient_ai._resilience.faults import Injector
 
 __all__ = ["Worker", "WorkerState"]
 
@@ -279,9 +280,8 @@ class Worker:
 
     def _greet(self, life: Life) -> Life:
         began = self._clock()
-        fault = self.injector.decide_start() if self.injector is not None else None
-        meta = None if fault is None else fault_meta(fault)
-        hello = partial(hello_frame, spec=self.spec, version=self._version, fault=meta)
+        fault = self.injector.tell_start() if self.injector is not None else None
+        hello = partial(hello_frame, spec=self.spec, version=self._version, fault=fault)
         try:
             ready = self._outlast(life, life.request(hello, within=_SEND), Kind.READY)
         except BaseException as exc:
