@@ -100,9 +100,10 @@ def test_what_cannot_be_started(place, tmp_path):
     ("script", "says"),
     [
         ("echo I am no Python; exit 3", "exited with code 3; its last words:\nI am no Python"),
+        ("exit 0", "python ended before it said a word to its host: it is no Python"),
         ("exec sleep 600", "did not answer within 0.3 s"),
     ],
-    ids=["complains", "is silent"],
+    ids=["complains", "ends", "is silent"],
 )
 def test_what_is_no_python(place, tmp_path, script, says):
     """A program that is none is told by what it did: it ended, with its last words, or said nothing for long."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from resilient_ai._resilience.failures import Classifier, FailureClass
@@ -58,6 +60,16 @@ def test_only_a_person_can_mend_an_interpreter(words):
     told = explain_start(death, PYTHON)
     told.__cause__ = death
     assert Classifier().classify(told).failure_class is FailureClass.ENVIRONMENT
+
+
+def test_another_interpreter_that_ends_without_a_word():
+    """A program that ends before its first frame is no Python; one that has spoken died of something else."""
+    death = WorkerDied("worker process 1 died: exited with code 0")
+    told = explain_start(death, PYTHON, has_spoken=False)
+    assert isinstance(told, DeviceUnavailable)
+    assert f"{PYTHON} ended before it said a word" in str(told)
+    assert explain_start(death, PYTHON) is death
+    assert explain_start(death, sys.executable, has_spoken=False) is death
 
 
 def test_what_is_no_matter_of_the_interpreter_stays_as_it_is():

@@ -59,8 +59,8 @@ class Life:
     """The requests of one worker process. Thread-safe.
 
     `number` counts the lives of a worker. `ready` is what it said of itself when it was up, None
-    before, `report` what it said last, `models` what of each model that it has loaded. Once `death` is set,
-    every request has failed with it, and so does every new one; `alarm` is called then.
+    before, `report` what it said last, `models` what of each model that it has loaded, `has_spoken` whether
+    it ever sent a frame. Once `death` is set, every request has failed with it, and so does every new one; `alarm` is called then.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Life:
         self.loading = threading.Lock()  # held by who has a model loaded
         self.ready: Mapping[str, Any] | None = None
         self.report: Mapping[str, Any] = {}
+        self.has_spoken = False
         self._last_used = clock()
         self.alarm: Callable[[], None] = lambda: None
         self._clock = clock
@@ -264,6 +265,7 @@ class Life:
         return frame is not None
 
     def _deliver(self, frame: Frame) -> None:
+        self.has_spoken = True
         with self._lock:
             ticket = self._tickets.get(frame.id)
             if ticket is None:

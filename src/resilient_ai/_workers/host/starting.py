@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 
 from resilient_ai._resilience.failures import Diagnosed, FailureClass
@@ -16,6 +17,7 @@ from resilient_ai.errors import DeviceFailed, DeviceUnavailable
 __all__ = ["explain_start", "outlast"]
 
 _MISSING = re.compile(r"No module named '?(?P<module>[\w.]{1,100})")
+_ENDED = re.compile(r"exited with code \d")
 _TOO_OLD = re.compile(r"SyntaxError|cannot import name")
 
 
@@ -45,8 +47,13 @@ def outlast(life: Life, ticket: Ticket, kind: Kind, *, limit: float, clock: Call
     return frame
 
 
-def explain_start(error: DeviceFailed, python: str) -> DeviceFailed | DeviceUnavailable:
-    """What a process died of before it was up, as what its interpreter lacks where its last words say so."""
+def explain_start(
+    error: DeviceFailed, python: str, *, has_spoken: bool = True
+) -> DeviceFailed | DeviceUnavailable:
+    """What a process died of before it was up, as what its interpreter lacks where that can be told.
+
+    `has_spoken` says whether a frame came from it; by its last words it may tell in any case.
+    """
     text = str(error)
     if missing := _MISSING.search(text):
         return _Unfit(
@@ -57,5 +64,11 @@ def explain_start(error: DeviceFailed, python: str) -> DeviceFailed | DeviceUnav
         return _Unfit(
             f"the worker's interpreter {python} cannot run this library: it needs Python 3.11 or later, and "
             f"the same version of resilient-ai. Name another one in AI_WORKER_PYTHON. It said:\n{text}"
+        )
+    # Our own interpreter has run this very library.
+    if not has_spoken and python != sys.executable and _ENDED.search(text):
+        return _Unfit(
+            f"{python} ended before it said a word to its host: it is no Python, or one that cannot start. "
+            f"Name another one in AI_WORKER_PYTHON. It said:\n{text}"
         )
     return error

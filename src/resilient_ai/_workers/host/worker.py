@@ -229,7 +229,7 @@ class Worker:
             try:
                 return self._greet(life)
             except DeviceFailed as exc:
-                explained = explain_start(exc, self._command[0])
+                explained = explain_start(exc, self._command[0], has_spoken=life.has_spoken)
                 if explained is exc:
                     raise
                 raise explained from exc
