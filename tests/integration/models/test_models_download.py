@@ -15,6 +15,8 @@ from resilient_ai._models import download, landing
 from resilient_ai._models.download import Downloader, Remote, SourceFailed, sidecar_of
 from resilient_ai.errors import ConfigurationError
 
+pytestmark = pytest.mark.slow
+
 CONTENT = random.Random(7).randbytes(300_000)
 
 

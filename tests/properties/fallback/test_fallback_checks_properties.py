@@ -15,6 +15,8 @@ from resilient_ai._serving.verifier import Verifier
 from resilient_ai.testing import FakeBackend, batch_of
 from resilient_ai.values import Vectors
 
+pytestmark = pytest.mark.slow
+
 SEEDS = st.integers(0, 2**32 - 1)
 ROWS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=10)
 TASKS = st.sampled_from(("embed", "pool", "score", "maxsim"))

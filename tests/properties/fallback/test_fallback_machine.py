@@ -17,6 +17,8 @@ from resilient_ai.errors import InvalidInput
 from resilient_ai.testing import FakeBackend, FakeClock, FaultPlan, batch_of
 from resilient_ai.values import Vectors
 
+pytestmark = pytest.mark.slow
+
 BATCH = batch_of([1, 2, 3], [4, 5])
 ONE_ROW = batch_of([6, 7])
 CANARY = batch_of([101, 7, 102])

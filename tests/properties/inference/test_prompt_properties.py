@@ -11,6 +11,8 @@ from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import PairPrompt
 from tokenizer_kit import encoders_tokenizer, reference_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPT = PairPrompt("<|im_start|>system\nsay\n", "\n<Document>: ", "<|im_end|>\n<think>\n\n</think>\n\n")
 LABEL = "\n<Document>:"
 PIECE = st.one_of(

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from resilient_ai._inference.tokens import TextEncoder, _cut_longest_first
 from tokenizer_kit import NAMES, encoders_tokenizer, reference_tokenizer
 
+pytestmark = pytest.mark.slow
+
 WORD = st.one_of(
     st.sampled_from(
         ["the", "sun", "is", "warm", "rains", "abcdab", "zebra", "don't", "Straße", "日本語", "x" * 30]

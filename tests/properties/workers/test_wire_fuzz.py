@@ -20,6 +20,8 @@ from resilient_ai._workers.wire import PAYLOAD_LIMIT, Decoder, Frame, Kind, Prot
 from resilient_ai.errors import ResilientAIError
 from wire_kit import HEADER_SIZE, assert_same, decode, raw_frame
 
+pytestmark = pytest.mark.slow
+
 DTYPES = ["<f4", "<f2", "<i8", "<i4", "|u1"]
 
 json_values = st.recursive(

@@ -18,6 +18,8 @@ from resilient_ai._adapters.drill.devices import drill_settings
 from resilient_ai._adapters.drill.run import DrillOptions, run_drill
 from resilient_ai.testing import FakeBackend
 
+pytestmark = pytest.mark.slow
+
 
 def settings(folder, **values):
     fixed = {"model_name": MODEL, "reranker_name": "late-interaction", "model_path": folder}

@@ -60,7 +60,8 @@ class Life:
 
     `number` counts the lives of a worker. `ready` is what it said of itself when it was up, None
     before, `report` what it said last, `models` what of each model that it has loaded, `has_spoken` whether
-    it ever sent a frame. Once `death` is set, every request has failed with it, and so does every new one; `alarm` is called then.
+    it ever sent a frame. Once `death` is set, every request has failed with it, and so does every new one;
+    `alarm` is called then.
     """
 
     def __init__(
