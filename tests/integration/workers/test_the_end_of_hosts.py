@@ -73,7 +73,7 @@ def test_a_signal_ends_the_host_in_a_call(place, number, fault):
     host.send_signal(number)
     assert finish(host).code == -number
     place.until_nothing_is_left(AT_ONCE)
-    print(f"host {host.pid} ended by {signal.Signals(number).name}, worker {worker.pid} gone, no file left")
+    print(f"host {host.pid} ended by {signal.Signals(number).name}, worker {worker.pid} gone, no file left")  # noqa: T201 - for who doubts it
 
 
 def test_a_host_is_killed_under_load(place):
