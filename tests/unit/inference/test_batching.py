@@ -23,8 +23,24 @@ def tokens_of(*rows, types=False):
 
 def test_the_longest_first():
     """Batches go from long rows to short ones, so that neighbours are alike."""
-    batches = plan(np.array([3, 9, 1, 9, 5]), token_budget=18, max_rows=2)
-    assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0], [2]]
+    batches = plan(np.array([6, 9, 5, 9, 6]), token_budget=18, max_rows=2)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [0, 4], [2]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sizes"),
+    [
+        ([100, 10, 10, 10], [1, 3]),  # 270 tokens of padding against one more batch
+        ([20, 10, 10, 10], [4]),  # 30 tokens are not worth one
+        ([20, 10, 10, 10, 10], [1, 4]),  # 40 are
+        ([60, 58, 56, 20, 19, 18], [3, 3]),
+        ([10] * 40, [32, 8]),
+    ],
+)
+def test_padding_or_another_batch(lengths, sizes):
+    """A batch ends where the padding saved is worth more than a sixteenth of the budget."""
+    batches = plan(np.array(lengths), token_budget=512, max_rows=32)
+    assert [len(batch) for batch in batches] == sizes
 
 
 def test_no_rows_no_batches():
