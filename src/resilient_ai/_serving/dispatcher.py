@@ -26,8 +26,8 @@ from resilient_ai._serving.jobs import Job, Lane, Slice, TokenRow, fail_all
 from resilient_ai._serving.queue import JobQueue, urgency
 from resilient_ai._serving.threads import start_thread
 from resilient_ai._telemetry.events import CallShed, EventBus
-from resilient_ai.errors import Overloaded, ResilientAIError, ServiceClosed
-from resilient_ai.values import Batch, FloatArray, IntArray, Tokens, Vectors
+from resilient_ai.errors import DeviceFailed, Overloaded, ResilientAIError, ServiceClosed
+from resilient_ai.values import Batch, BoolArray, FloatArray, IntArray, Tokens, Vectors
 
 __all__ = ["Dispatcher", "QueueSnapshot", "on_runner_thread"]
 
@@ -61,6 +61,15 @@ class _Wave:
     positions: IntArray
     tokens: Tokens
     shared_ids: IntArray | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Share:
+    """What one job has in a batch: `count` of its rows, which `mine` selects."""
+
+    job: Job[Any]
+    mine: BoolArray | slice
+    count: int
 
 
 class Dispatcher:
@@ -266,14 +275,15 @@ class Dispatcher:
         rows = rows[~over[wave.owners[rows]]]
         if not rows.size:
             return
-        jobs = [wave.jobs[owner] for owner in np.unique(wave.owners[rows])]
+        shares = _shares(wave, rows)
+        jobs = [share.job for share in shares]
         started = self._clock()
         try:
             with self._collate(wave, rows, jobs) as batch:
                 answer = wave.lane.backend.run(batch)
             # By the device's own time: beside other runners a batch waits its turn, too.
-            self._learn(wave, rows, answer.device, answer.seconds or self._clock() - started)
-            _distribute(wave, rows, answer)
+            self._learn(shares, answer.device, answer.seconds or self._clock() - started)
+            _distribute(wave, rows, shares, answer)
         except BaseException as exc:  # noqa: BLE001 - the other batches of the wave may still go well
             fail_all(jobs, exc)
 
@@ -291,15 +301,13 @@ class Dispatcher:
             priority=jobs[0].priority,
         )
 
-    def _learn(self, wave: _Wave, rows: IntArray, device: str, seconds: float) -> None:
+    def _learn(self, shares: list[_Share], device: str, seconds: float) -> None:
         """Note what a batch cost, and that its rows need not be waited for any more."""
-        owners, counts = np.unique(wave.owners[rows], return_counts=True)
         with self._changed:
-            weight = 0.0
-            for owner, count in zip(owners, counts.tolist(), strict=True):
-                ticket = wave.jobs[owner].ticket
-                weight += ticket.run(count) if ticket is not None else 0.0
-            load = _load(wave.jobs[0])
+            weight = sum(
+                share.job.ticket.run(share.count) for share in shares if share.job.ticket is not None
+            )
+            load = _load(shares[0].job)
             self._admission.left(load, weight)
             self._admission.learn(load, device, weight, seconds, self._clock())
 
@@ -333,14 +341,23 @@ def _encode(slices: list[Slice]) -> _Wave:
     )
 
 
-def _distribute(wave: _Wave, rows: IntArray, answer: Vectors) -> None:
-    """Hand each job its rows of a batch."""
+def _shares(wave: _Wave, rows: IntArray) -> list[_Share]:
+    """Who has which rows of a batch."""
+    if len(wave.jobs) == 1:
+        return [_Share(wave.jobs[0], slice(None), rows.size)]
     owners = wave.owners[rows]
+    masks = ((wave.jobs[owner], owners == owner) for owner in np.unique(owners))
+    return [_Share(job, mine, int(np.count_nonzero(mine))) for job, mine in masks]
+
+
+def _distribute(wave: _Wave, rows: IntArray, shares: list[_Share], answer: Vectors) -> None:
+    """Hand each job its rows of a batch."""
+    if answer.values.shape[:-1] != rows.shape:
+        raise DeviceFailed(f"{answer.device} answered {rows.size} rows with values {answer.values.shape}")
     if answer.tokens is not None:
         _distribute_tokens(wave, rows, answer.tokens)
-    for owner in np.unique(owners):
-        mine = owners == owner
-        wave.jobs[owner].add(wave.positions[rows[mine]], answer.values[mine], answer)
+    for share in shares:
+        share.job.add(wave.positions[rows[share.mine]], answer.values[share.mine], answer)
 
 
 def _distribute_tokens(wave: _Wave, rows: IntArray, tokens: FloatArray) -> None:
