@@ -58,7 +58,7 @@ def prompts_of(folder: Path) -> dict[str, Any]:
 def length_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """`max_tokens`: what is written down, else the usual length; never more than there are positions."""
     said = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    positions = config.get("max_position_embeddings", _USUAL_LENGTH)
+    positions = config.get("max_position_embeddings", config.get("n_positions", _USUAL_LENGTH))
     positions -= _POSITIONS_LOST.get(config.get("model_type", ""), 0)
     return {"max_tokens": min(said or _USUAL_LENGTH, positions)}
 

@@ -326,6 +326,7 @@ class TestRecipes:
             ({"max_position_embeddings": 514, "model_type": "xlm-roberta"}, {"max_seq_length": 600}, 512),
             ({"max_position_embeddings": 8194, "model_type": "xlm-roberta"}, {"max_seq_length": 8192}, 8192),
             ({"max_position_embeddings": 128}, {}, 128),
+            ({"n_positions": 40, "model_type": "nomic_bert"}, {}, 40),
             ({}, {}, 512),
         ],
     )
