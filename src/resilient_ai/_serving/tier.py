@@ -198,7 +198,6 @@ class GuardedDevice:
         size, seconds = under_way
         if seconds >= self.hang_after(size):
             self.trip(Failure(FailureClass.HANG, f"a batch has run for {seconds:.2f} s"))
-            self.lane.renew()
             return FailureClass.HANG.value
         return "stalled" if self._is_suspicious(size, seconds) else None
 
