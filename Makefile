@@ -1,7 +1,10 @@
 # make demo    set up and show the library at work
 # make test    set up and run the tests
 # make check   everything that must hold before a commit
-# make bench   measure; see benchmarks/README.md
+# make bench   measure speed beside others, in ten minutes; see benchmarks/README.md
+# make bench-checks   the other benchmarks: parity, quality, memory, protection
+# make bench-full     everything, models of 0.6 billion parameters too: an hour and 20 GB of disk
+# make bench-report   write docs/benchmarks.md from what bench-full has left
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +15,7 @@ BENCH := $(BENCH_VENV)/bin/python
 BENCH_READY := $(BENCH_VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-fast check format bench lock clean
+.PHONY: demo test test-fast check format bench bench-checks bench-full bench-report lock clean
 
 demo: $(READY)
 	$(BIN)/resilient-ai demo
@@ -31,8 +34,18 @@ check: $(READY)
 	$(BIN)/pytest
 
 bench: $(BENCH_READY)
+	$(BENCH) benchmarks/speed.py
+
+bench-full: $(BENCH_READY)
+	$(BENCH) benchmarks/speed.py --full --profile --out benchmarks/results
+
+bench-report: $(BENCH_READY)
+	$(BENCH) benchmarks/speed.py --report --out benchmarks/results --docs docs
+
+bench-checks: $(BENCH_READY)
 	$(BENCH) benchmarks/parity_minilm.py
 	$(BENCH) benchmarks/xquad.py
+	$(BENCH) benchmarks/quantize_quality.py --texts 100 --rounds 3
 	$(BENCH) benchmarks/stream_memory.py --texts 100000
 	$(BENCH) benchmarks/buffers.py
 	$(BENCH) benchmarks/service_overhead.py

@@ -159,12 +159,15 @@ class Report:
     """Tables for people, JSON lines for programs; with `as_json` the tables go to stderr.
 
     The machine and the versions come first. `verdict` states a promise and whether it was kept;
-    `exit_code` is 1 when one was not.
+    `exit_code` is 1 when one was not. `lines` gets the JSON lines as well, whatever `as_json` says.
     """
 
-    def __init__(self, benchmark: str, *, as_json: bool, peers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, benchmark: str, *, as_json: bool, peers: Sequence[str] = (), lines: TextIO | None = None
+    ) -> None:
         self._benchmark = benchmark
         self._as_json = as_json
+        self._lines = lines
         self._broken = 0
         machine, versions = describe_machine(), describe_versions(*peers)
         self._emit("machine", asdict(machine))
@@ -196,9 +199,10 @@ class Report:
             first, *others = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             self.say("  ".join([first, *(cell.strip().rjust(len(cell)) for cell in others)]).rstrip())
 
-    def verdict(self, promise: str, *, kept: bool, found: str) -> None:
+    def verdict(self, promise: str, *, kept: bool, found: str, **details: object) -> None:
+        """`details` are for programs only."""
         self._broken += not kept
-        self._emit("verdict", {"promise": promise, "kept": kept, "found": found})
+        self._emit("verdict", {"promise": promise, "kept": kept, "found": found, **details})
         self.say(f"\n{'PASS' if kept else 'FAIL'}  {promise}: {found}")
 
     @property
@@ -206,8 +210,14 @@ class Report:
         return sys.stderr if self._as_json else sys.stdout
 
     def _emit(self, record: str, content: Mapping[str, Any]) -> None:
-        if self._as_json:
-            print(json.dumps({"benchmark": self._benchmark, "record": record, **content}), flush=True)
+        line = json.dumps({"benchmark": self._benchmark, "record": record, **content})
+        for stream in (self._lines, sys.stdout if self._as_json else None):
+            if stream is not None:
+                print(line, file=stream, flush=True)
+
+    def note(self, kind: str, **content: object) -> None:
+        """A record for programs only."""
+        self._emit(kind, content)
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:

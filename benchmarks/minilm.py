@@ -39,6 +39,7 @@ def open_service(**settings: Any) -> Iterator[rai.AIService]:
         "model_name": MODEL,
         "reranker_name": "late-interaction",
         "use_gpu": "never",
+        "cpu_engine": "onnxruntime",
         "cache_size": 0,
         "offline": True,
         **settings,

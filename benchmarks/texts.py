@@ -7,7 +7,7 @@ import json
 import random
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -59,8 +59,16 @@ def docstrings(count: int, *, seed: int) -> list[str]:
     files = sorted(folder.glob("*.py")) + sorted(folder.glob("*/[a-z]*.py"))
     files = [file for file in files if "site-packages" not in file.parts]
     random.Random(seed).shuffle(files)
-    distinct = dict.fromkeys(chain.from_iterable(map(_docstrings_of, files)))
-    return list(islice(distinct, count))
+    return list(islice(_distinct(chain.from_iterable(map(_docstrings_of, files))), count))
+
+
+def _distinct(texts: Iterable[str]) -> Iterator[str]:
+    """Each text once; no more are asked for than are taken, because each file costs its reading."""
+    seen = set()
+    for text in texts:
+        if text not in seen:
+            seen.add(text)
+            yield text
 
 
 def _docstrings_of(file: Path) -> Iterator[str]:

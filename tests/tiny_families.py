@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+
 from tiny_checkpoints import ACTIVATIONS
 
 VOCABULARY = {"no": 3, "yes": 7, "maybe": 5}

@@ -18,9 +18,11 @@ from resilient_ai._serving.assembly import Assembler
 from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.devices import Devices, InProcess, InWorkers, Opener, no_device
 from resilient_ai._serving.engine import Engine
+from resilient_ai._serving.engines import Engines
 from resilient_ai._serving.hints import Hints
 from resilient_ai._serving.hosting import BatchLimits
 from resilient_ai._serving.policy import FallbackPolicy
+from resilient_ai._serving.trials import Trials
 from resilient_ai._telemetry.events import EventBus
 from resilient_ai._telemetry.log import log
 from resilient_ai._version import __version__
@@ -60,6 +62,9 @@ def build_engine(settings: AISettings, warn: Callable[[str], None], events: Even
         max_tokens=settings.max_length,
         limits=BatchLimits(settings.token_budget, settings.batch_size),
         precision=settings.precision,
+        start=settings.start,
+        spin=settings.spin,
+        engines=_engines(settings, threads, events),
         token_outputs=settings.late_interaction,
         devices=_devices(settings, house, threads),
         hints=Hints(settings.model_path.absolute() / _HINTS),
@@ -83,6 +88,11 @@ def build_engine(settings: AISettings, warn: Callable[[str], None], events: Even
         events=events,
         devices=house,
     )
+
+
+def _engines(settings: AISettings, threads: int, events: EventBus) -> Engines:
+    trials = Trials(settings.model_path.absolute() / _HINTS)
+    return Engines(settings.cpu_engine, settings.precision, threads, trials, events)
 
 
 def _devices(settings: AISettings, house: WorkerHouse, threads: int) -> Devices:

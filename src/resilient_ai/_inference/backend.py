@@ -1,15 +1,17 @@
-"""A backend that runs batches on one ONNX Runtime session."""
+"""A backend that runs batches on one loaded graph, whichever engine has loaded it."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from resilient_ai._inference.openvino import OpenVinoSession
 from resilient_ai._inference.pooling import l2_normalize, maxsim, pool
 from resilient_ai._inference.ports import Ports
 from resilient_ai._inference.prefix import PrefixCache
@@ -17,7 +19,7 @@ from resilient_ai._inference.session import Session
 from resilient_ai.errors import ModelCorrupt, ResilientAIError
 from resilient_ai.values import Batch, FloatArray, IntArray, Vectors
 
-__all__ = ["OrtBackend"]
+__all__ = ["GraphBackend", "GraphSession", "OpenVinoBackend", "OrtBackend"]
 
 _QUERIES_KEPT = 16
 _NO_AND_YES = 2
@@ -26,17 +28,50 @@ _PREFIX_BYTES = 128 * 2**20
 """For common beginnings: 570 tokens of a decoder of 0.6B parameters, six usual queries."""
 
 
-class OrtBackend:
-    """Runs `Batch`es on a `Session`; pools, normalises and scores where the graph does not.
+Shape = tuple[int | str | None, ...]
+
+
+class GraphSession(Protocol):
+    """A loaded graph. `run` is thread-safe, and what it returns is the caller's own."""
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """The types of the inputs, in ONNX Runtime's words."""
+
+    @property
+    def input_shapes(self) -> Mapping[str, Shape]: ...
+
+    @property
+    def outputs(self) -> Mapping[str, Shape]: ...
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run the graph once; return the named outputs in order."""
+
+    def close(self) -> None: ...
+
+
+class GraphBackend:
+    """Runs `Batch`es on a loaded graph; pools, normalises and scores where the graph does not.
 
     Outputs are recognised as `Ports` has it: those of this library's own graphs and of the published
-    exports. `pooling` says how to pool a graph that gives only token vectors. Thread-safe.
+    exports. `pooling` says how to pool a graph that gives only token vectors. `engine` and `precision` say
+    who computes, and in which numbers, "" where that is not known. Thread-safe.
 
     Raises:
         ModelCorrupt: At construction, when the graph takes what a batch does not have.
     """
 
-    def __init__(self, session: Session, *, device: str, pooling: str | None = None) -> None:
+    def __init__(
+        self,
+        session: GraphSession,
+        *,
+        device: str,
+        pooling: str | None = None,
+        engine: str = "",
+        precision: str = "",
+    ) -> None:
+        self.engine = engine
+        self.precision = precision
         self._session = session
         self._device = device
         self._pooling = pooling
@@ -175,6 +210,27 @@ class OrtBackend:
     def _lacks(self, what: str, outputs: str) -> ResilientAIError:
         present = ", ".join(self._ports.outputs)
         return ModelCorrupt(f"this graph cannot give {what}: it has the outputs {present}, not {outputs}")
+
+
+class OrtBackend(GraphBackend):
+    """The same on ONNX Runtime."""
+
+    def __init__(
+        self, session: Session, *, device: str, pooling: str | None = None, precision: str = ""
+    ) -> None:
+        super().__init__(session, device=device, pooling=pooling, engine="onnxruntime", precision=precision)
+
+
+class OpenVinoBackend(GraphBackend):
+    """The same on OpenVINO. `precision` is the graph's own where that is lower than the session's."""
+
+    def __init__(
+        self, session: OpenVinoSession, *, device: str, pooling: str | None = None, precision: str = ""
+    ) -> None:
+        own = {"f32": "fp32"}.get(session.precision, session.precision)
+        super().__init__(
+            session, device=device, pooling=pooling, engine="openvino", precision=precision or own
+        )
 
 
 def _row(batch: Batch, index: int) -> Batch:

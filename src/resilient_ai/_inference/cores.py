@@ -5,10 +5,12 @@ A container that sees 64 cores and may use 2 runs three times slower with 64 thr
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["cpu_identity", "usable_cores"]
 
 
 def usable_cores(*, proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
@@ -20,6 +22,16 @@ def usable_cores(*, proc: Path = Path("/proc"), cgroup_root: Path = Path("/sys/f
     """
     limits = [_affinity(), *_quotas(proc, cgroup_root)]
     return max(1, int(min(limits)))
+
+
+def cpu_identity(*, proc: Path = Path("/proc")) -> str:
+    """The name of the CPU's model, and a few digits that change with what it can do."""
+    found = {"model name": platform.processor() or platform.machine(), "flags": ""}
+    for line in reversed(_read(proc / "cpuinfo").splitlines()):
+        name, _, value = line.partition(":")
+        found[name.strip()] = value.strip()
+    # A virtual machine's name may say little, and hide what the model has.
+    return f"{found['model name']} {hashlib.sha256(found['flags'].encode()).hexdigest()[:8]}"
 
 
 def _affinity() -> float:

@@ -19,8 +19,9 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from resilient_ai._inference.arenas import is_shared, why_not_shared
+from resilient_ai._inference.paging import start_paging_in
 from resilient_ai._inference.providers import GpuOptions, device_key
-from resilient_ai._inference.recipe import Recipe, settle_tensorrt
+from resilient_ai._inference.recipe import Cancellation, Recipe, settle_tensorrt
 from resilient_ai._inference.runtime import (
     gpu_is_installed,
     load_runtime,
@@ -29,8 +30,10 @@ from resilient_ai._inference.runtime import (
 )
 from resilient_ai.errors import DeviceFailed, DeviceUnavailable, InvalidInput, ResilientAIError
 
-__all__ = ["GpuOptions", "Session", "gpu_is_installed", "runtime_version"]
+__all__ = ["Cancellation", "GpuOptions", "Session", "gpu_is_installed", "runtime_version"]
 
+_PAGING_ENDS: Final = 1.0
+"""Seconds that closing waits for weights that are still being read from the disk."""
 _NOT_SHRUNK: Final = "memory arena shrink list"  # what ONNX Runtime says, before it runs anything
 
 
@@ -39,6 +42,10 @@ class Session:
 
     `gpu` None means the CPU. `threads` is the number of threads one run may use; `fuse` lets ONNX
     Runtime rewrite the graph, which helps published exports and harms graphs built for it.
+    `prepack` copies the weights into the order that the kernels read them in. Without it they stay
+    where they are, which for a graph of this library is its file mapped into memory: the session is
+    there at once, its weights take no memory of the process's own, and runs take longer.
+    `cancellation` may end the loading, which then raises `DeviceUnavailable`.
     """
 
     def __init__(
@@ -49,6 +56,8 @@ class Session:
         gpu: GpuOptions | None = None,
         fuse: bool = True,
         spin: bool = True,
+        prepack: bool = True,
+        cancellation: Cancellation | None = None,
     ) -> None:
         self._notes: list[str] = []
         self._rebuilding = threading.Lock()  # held while a session replaces one whose engine failed
@@ -58,8 +67,19 @@ class Session:
             self._note(note)
         if reason := why_not_shared(gpu):
             self._note(f"no shared arena: {reason}")
-        self._recipe = Recipe(graph, threads, gpu, fuse, spin, shared=is_shared(gpu))
+        self._recipe = Recipe(
+            graph,
+            threads,
+            gpu,
+            fuse,
+            spin,
+            shared=is_shared(gpu),
+            prepack=prepack,
+            cancellation=cancellation,
+        )
         self._session: Any = self._make()
+        # What is mapped is read by the first run anyway: better before it, and while others work.
+        self._paging = None if prepack else start_paging_in(graph.with_name(f"{graph.name}.data"))
         _sessions.add(self)
         inputs = self._session.get_inputs()
         self.inputs: Mapping[str, str] = {i.name: i.type for i in inputs}
@@ -117,6 +137,8 @@ class Session:
     def close(self) -> None:
         """Let go of the graph; a run that is under way finishes first. May be called twice."""
         self._session = None
+        if self._paging is not None:
+            self._paging.join(_PAGING_ENDS)
 
     def _live(self) -> Any:
         session = self._session

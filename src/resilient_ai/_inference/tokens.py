@@ -8,7 +8,6 @@ tokenised once for all the documents it is paired with.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -83,17 +82,16 @@ class TextEncoder:
     def load(cls, path: Path, **options: Any) -> TextEncoder:
         """Read a tokenizer.json; `options` are those of the constructor."""
         try:
-            text = path.read_text(encoding="utf-8")
+            content = path.read_bytes()
         except FileNotFoundError as exc:
             raise ModelNotFound(
                 f"{path} is missing: a model folder needs its tokenizer.json; "
                 "fetch the model again with `resilient-ai models pull`"
             ) from exc
-        except (OSError, UnicodeDecodeError) as exc:
+        except OSError as exc:
             raise ModelCorrupt(f"{path} cannot be read: {exc}") from exc
         try:
-            json.loads(text)
-            tokenizer = Tokenizer.from_str(text)
+            tokenizer = Tokenizer.from_buffer(content)
         except Exception as exc:  # the bindings turn every error of theirs into a bare Exception
             raise ModelCorrupt(f"{path} is not a usable tokenizer.json: {exc}") from exc
         return cls(tokenizer, **options)

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import ModelCard
 from resilient_ai._models.installed import InstalledModel
 from resilient_ai._serving.canary import CANARY_TEXTS, canary_batches, default_limit
-from resilient_ai._serving.choosing import GraphChoice, Precision, choose_graph
-from resilient_ai._serving.cpu import open_cpu
-from resilient_ai._serving.devices import Devices, warm_up_shapes
+from resilient_ai._serving.choosing import GraphChoice, Precision, choose_graph, require_cuda
+from resilient_ai._serving.cpu import Start, open_cpu
+from resilient_ai._serving.devices import Devices, no_device, warm_up_shapes
+from resilient_ai._serving.engines import Engines
 from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.hints import Hints
 from resilient_ai._serving.hosting import BatchLimits, HostedModel, has_room
@@ -36,16 +38,19 @@ __all__ = ["Assembler", "make_encoder"]
 class Assembler:
     """Makes a `HostedModel` of an `InstalledModel`; call it with one.
 
-    `threads` is for one run on the CPU. `max_tokens` caps every model's own limit.
-    `token_outputs` keeps token vectors in the graph for late interaction. `hints` remember what fits
-    into the devices' memory. Where a GPU is asked for and cannot be had, the CPU serves and
-    `on_missing_gpu` is told why.
+    `threads` is for one run on the CPU, `start` how it is loaded there, `spin` whether they wait awake,
+    and `engines` choose what computes. `max_tokens` caps every model's own limit. `token_outputs` keeps
+    token vectors in the graph for late interaction. `hints` remember what fits into the devices' memory.
+    Where a GPU is asked for and cannot be had, the CPU serves and `on_missing_gpu` is told why.
     """
 
     threads: int
     max_tokens: int
     limits: BatchLimits
-    precision: str
+    precision: Precision
+    start: Start
+    spin: bool
+    engines: Engines
     token_outputs: bool
     devices: Devices
     hints: Hints
@@ -54,16 +59,20 @@ class Assembler:
     on_missing_gpu: Callable[[str], None]
 
     def __call__(self, installed: InstalledModel) -> HostedModel:
-        self._check_precision(installed)
         card = installed.card
         max_tokens = min(card.max_tokens, self.max_tokens)
-        encoder = make_encoder(installed, max_tokens)
-        manager = self._manager(installed)
-        graph = self._choose(installed, "fp32")
+        graph = self._on_cpu(installed)
+        manager = self._manager(installed, graph)
+        try:
+            # After the session, which goes on mapping its weights while the tokenizer is read.
+            encoder = make_encoder(installed, max_tokens)
+        except BaseException:
+            manager.close()
+            raise
         prober = Prober(
             manager,
-            self._canaries(card, encoder, max_tokens, shares_prefix=graph.shares_prefix),
-            limit=self.policy.agreement or default_limit(self.precision),
+            self._canaries(card, encoder, self._token_budget, shares_prefix=graph.shares_prefix),
+            limit=self.policy.agreement or default_limit(self._numbers, card.kind),
         )
         if manager.guarded:
             prober.start()
@@ -75,17 +84,24 @@ class Assembler:
             manager,
             limits,
             prober,
-            nbytes=None if installed.body == "graph" else graph.nbytes,
+            nbytes=None if graph.path in installed.files.get("graph", ()) else graph.nbytes,
             shares_prefix=graph.shares_prefix,
         )
 
-    def _manager(self, installed: InstalledModel) -> FallbackManager:
+    def _manager(self, installed: InstalledModel, graph: GraphChoice) -> FallbackManager:
         spec = self._spec(installed)
-        graph = self._choose(installed, "fp32")
         # A worker takes about as long to start as the session on the CPU.
-        opening = background(partial(self._open_first, spec), f"resilient-ai-open-{spec.name}")
+        opening = background(partial(self._open_first, installed, spec), f"resilient-ai-open-{spec.name}")
         try:
-            cpu = open_cpu(graph, threads=self.threads, pooling=spec.pooling)
+            cpu = open_cpu(
+                graph,
+                threads=self.threads,
+                pooling=spec.pooling,
+                start=self.start,
+                spin=self.spin,
+                engines=self.engines,
+                probes=partial(self._probes, installed, shares_prefix=graph.shares_prefix),
+            )
         except BaseException:
             # A worker that serves another model would hold on to this one.
             for backend in opening.result():
@@ -114,13 +130,22 @@ class Assembler:
         )
 
     @property
+    def _numbers(self) -> str:
+        """What the less precise of the devices may compute in."""
+        if self.precision == "int8":
+            return "int8"
+        return "bf16" if self.engines.may_compute_in_bf16 else self.precision
+
+    @property
     def _token_budget(self) -> int:
         """For one batch on the first device."""
         return self.devices.token_budget or self.limits.token_budget
 
-    def _open_first(self, spec: ModelSpec) -> list[Backend]:
+    def _open_first(self, installed: InstalledModel, spec: ModelSpec) -> list[Backend]:
         """The devices before the CPU; what cannot be used is told, and left out where it may be."""
         try:
+            if self.devices.cuda and installed.body == "graph":
+                require_cuda(Path(spec.graph))
             opened = self.devices.open(spec)
         except DeviceUnavailable as exc:
             self.on_missing_gpu(str(exc))
@@ -149,7 +174,8 @@ class Assembler:
 
     def _spec(self, installed: InstalledModel) -> ModelSpec:
         """The model as the devices before the CPU run it."""
-        graph = self._choose(installed, "fp16" if self.precision == "fp16" else "fp32")
+        # Of int8 the GPU has the wrong kernels and no need: it runs the graph that it always would.
+        graph = self._choose(installed, "auto" if self.precision == "int8" else self.precision)
         card = installed.card
         return ModelSpec(
             name=card.name,
@@ -166,8 +192,14 @@ class Assembler:
             ),
         )
 
+    def _probes(self, installed: InstalledModel, *, shares_prefix: bool) -> tuple[Batch, ...]:
+        """What engines are tried with on the CPU: the canaries, in batches of its size."""
+        card = installed.card
+        encoder = make_encoder(installed, min(card.max_tokens, self.max_tokens))
+        return self._canaries(card, encoder, self.limits.token_budget, shares_prefix=shares_prefix)
+
     def _canaries(
-        self, card: ModelCard, encoder: TextEncoder, max_tokens: int, *, shares_prefix: bool
+        self, card: ModelCard, encoder: TextEncoder, token_budget: int, *, shares_prefix: bool
     ) -> tuple[Batch, ...]:
         reranker = card.kind == "reranker"
         pairs = list(pairwise(CANARY_TEXTS))
@@ -175,21 +207,21 @@ class Assembler:
             encoder.encode_pairs(pairs) if reranker else encoder.encode(CANARY_TEXTS),
             model=card.name,
             task="score" if reranker else "embed",
-            longest=max_tokens,
-            token_budget=self._token_budget,
+            longest=min(card.max_tokens, self.max_tokens),
+            token_budget=token_budget,
             max_rows=self.limits.max_rows,
             shared=encoder.encode_shared(CANARY_TEXTS[0], CANARY_TEXTS[1:]) if shares_prefix else None,
         )
 
     def _choose(self, installed: InstalledModel, precision: Precision) -> GraphChoice:
-        return choose_graph(installed, precision, token_outputs=self.token_outputs)
+        # One graph for all who may run it: a second one, as large, would be for little.
+        shares = self.devices.open is not no_device or self.engines.may_be_openvino
+        device: Literal["any", "cpu"] = "any" if shares or self.precision == "int8" else "cpu"
+        return choose_graph(installed, precision, token_outputs=self.token_outputs, device=device)
 
-    def _check_precision(self, installed: InstalledModel) -> None:
-        if self.precision == "int8":
-            raise ConfigurationError(
-                f"AI_PRECISION=int8 is not available for {installed.card.name!r}. "
-                "Set AI_PRECISION to auto, fp32 or, for a GPU, fp16."
-            )
+    def _on_cpu(self, installed: InstalledModel) -> GraphChoice:
+        """Half precision is slower than full on a CPU, so fp16 is for the devices before it alone."""
+        return self._choose(installed, "auto" if self.precision == "fp16" else self.precision)
 
 
 def make_encoder(installed: InstalledModel, max_tokens: int) -> TextEncoder:

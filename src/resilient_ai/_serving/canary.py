@@ -9,6 +9,7 @@ import numpy as np
 
 from resilient_ai._inference.pooling import l2_normalize, sigmoid
 from resilient_ai._inference.prompts import SharedTokens
+from resilient_ai._models.cards import Kind
 from resilient_ai.values import Batch, FloatArray, IntArray, Task, Tokens
 
 __all__ = ["CANARY_TEXTS", "agreement", "canary_batches", "default_limit"]
@@ -23,12 +24,15 @@ CANARY_TEXTS = (
 )
 """Of different lengths and kinds, so that padding and much of a vocabulary are covered."""
 
-_LIMITS = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
+_LIMITS = {"fp32": 0.9999, "bf16": 0.999, "fp16": 0.999, "int8": 0.99}
+_SCORE_LIMITS = {"bf16": 0.98, "int8": 0.9}
+"""A score is a single number: what rounding changes in it does not average out as in a vector."""
 
 
-def default_limit(precision: str) -> float:
+def default_limit(precision: str, kind: Kind = "embedding") -> float:
     """The lowest agreement that may serve, by the precision of the less precise device."""
-    return _LIMITS.get(precision, _LIMITS["fp32"])
+    limits = _LIMITS | _SCORE_LIMITS if kind == "reranker" else _LIMITS
+    return limits.get(precision, limits["fp32"])
 
 
 def canary_batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from resilient_ai._inference.backend import GraphBackend
 from resilient_ai._inference.buffers import PoolStatistics
 from resilient_ai._models.keeping import LoadedModel
 from resilient_ai._resilience.breaker import Snapshot
@@ -14,12 +15,14 @@ from resilient_ai._serving.engine import Engine
 from resilient_ai._serving.heap import resident_bytes
 from resilient_ai._serving.hosting import HostedModel
 from resilient_ai._serving.stats import FallbackStats
+from resilient_ai._serving.warming import WarmingBackend
 from resilient_ai._telemetry.log import log
 from resilient_ai._workers.host.backend import WorkerBackend
 from resilient_ai._workers.host.worker import WorkerState
 from resilient_ai.errors import ModelNotFound
+from resilient_ai.values import Backend
 
-__all__ = ["BackendHealth", "Health", "ModelHealth", "Notices", "examine"]
+__all__ = ["BackendHealth", "Health", "ModelHealth", "Notices", "examine", "reference_health"]
 
 
 Status = Literal["healthy", "degraded", "unhealthy"]
@@ -32,8 +35,9 @@ class BackendHealth:
     `breaker` is None for the last device, which has none. `agreement` is the lowest cosine with
     the last device's canary answers, None before it was measured. `share` is the part of the
     traffic a returning device gets; `lost_threads` were left behind in calls that hang. `worker` is
-    the process that owns the device, None for one in this process. `why_out` is the class of failure that
-    took it out of service, "" while it serves, and `trouble` what it was and what can be done.
+    the process that owns the device, None for one in this process. `engine` is what computes there and
+    `precision` in which numbers, "" where that cannot be told from here. `why_out` is the class of failure
+    that took it out of service, "" while it serves, and `trouble` what it was and what can be done.
     """
 
     device: str
@@ -44,6 +48,8 @@ class BackendHealth:
     why_out: str
     trouble: str = ""
     worker: WorkerState | None = None
+    engine: str = ""
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,7 @@ def _model(model: HostedModel, known: LoadedModel) -> ModelHealth:
         )
         for device in manager.guarded
     )
-    reference = BackendHealth(manager.reference.device, None, None, 1.0, 0, "")
+    reference = reference_health(manager.reference)
     return ModelHealth(
         name=known.name,
         kind=model.card.kind,
@@ -157,6 +163,22 @@ def _model(model: HostedModel, known: LoadedModel) -> ModelHealth:
         revision=known.origin.revision,
         weight_bytes=known.origin.nbytes,
         calls=known.users,
+    )
+
+
+def reference_health(backend: Backend) -> BackendHealth:
+    """What is known of a last device, which nothing guards."""
+    serving = backend.serving if isinstance(backend, WarmingBackend) else backend
+    known = serving if isinstance(serving, GraphBackend) else None
+    return BackendHealth(
+        backend.device,
+        None,
+        None,
+        1.0,
+        0,
+        "",
+        engine=known.engine if known is not None else "",
+        precision=known.precision if known is not None else "",
     )
 
 

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from resilient_ai._inference.backend import OrtBackend
 from resilient_ai._inference.session import Session
-from resilient_ai._models.cards import ModelCard
-from resilient_ai._models.graphs import FAMILIES
 from resilient_ai._models.installed import InstalledModel
 from resilient_ai._models.precisions import graph_path
 from resilient_ai._models.quantize.agreement import measure
@@ -49,7 +47,7 @@ def quantize_model(
     installed: InstalledModel,
     texts: Sequence[str],
     *,
-    recipe: str | None = None,
+    recipe: str = "mixed",
     threads: int = 1,
     max_tokens: int = 512,
     token_outputs: bool = False,
@@ -57,8 +55,8 @@ def quantize_model(
 ) -> Quantized:
     """Make the int8 graph of a model's float32 one and measure both on `texts`.
 
-    It is kept, under its `graph_path`, when the answers agree well enough or `force` is given. Without a
-    `recipe` the one that suits the architecture is taken. `token_outputs` is as for the service.
+    It is kept, under its `graph_path`, when the answers agree well enough or `force` is given. `recipe` is
+    one of `RECIPES`. `token_outputs` is as for the service.
 
     Raises:
         InvalidInput: there are too few texts to tell anything by.
@@ -66,10 +64,9 @@ def quantize_model(
     """
     if len(texts) < _FEWEST:
         raise InvalidInput(f"{len(texts)} texts tell too little of a model; give at least {_FEWEST}")
-    source = choose_graph(installed, "fp32", token_outputs=token_outputs)
+    source = choose_graph(installed, "auto", token_outputs=token_outputs)
     target = graph_path(installed, "int8", source.path)
     test = _Test.of(installed, texts, max_tokens)
-    chosen = recipe if recipe is not None else _recipe_for(installed.card)
     reports: list[QuantizationReport] = []
 
     def check(made: Path) -> None:
@@ -80,12 +77,12 @@ def quantize_model(
     quantize_graph(
         source.path,
         target,
-        recipe=chosen,
+        recipe=recipe,
         open_graph=_opener(threads),
         samples=[test.tokens.row(row) for row in range(min(_LOOKED_AT, len(test.tokens)))],
         check=check,
     )
-    return Quantized(target, chosen, reports[0])
+    return Quantized(target, recipe, reports[0])
 
 
 def sample_texts(count: int = 96, *, seed: int = 0) -> tuple[str, ...]:
@@ -133,12 +130,6 @@ class _Test:
                 task=self.task,
                 groups=self.groups,
             )
-
-
-def _recipe_for(card: ModelCard) -> str:
-    """Decoders have channels that int8 alone would ruin; encoders have none that matter."""
-    is_causal = card.pooling == "last_token" or (card.family in FAMILIES and FAMILIES[card.family].is_causal)
-    return "mixed" if is_causal else "rowwise"
 
 
 def _opener(threads: int) -> OpenGraph:

@@ -13,6 +13,7 @@ __all__ = [
     "BreakerMoved",
     "CallShed",
     "DeviceFailure",
+    "EngineChosen",
     "Event",
     "EventBus",
     "FellBack",
@@ -102,6 +103,20 @@ class AgreementMeasured(Event):
     device: str
     agreement: float
     limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChosen(Event):
+    """A model was opened on the CPU on one of two engines; the figures are OpenVINO's beside ONNX Runtime's.
+
+    They are 0 where it could not be tried; `reason` says why then.
+    """
+
+    engine: str
+    graph: str
+    reason: str
+    speedup: float
+    agreement: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,8 +81,10 @@ class AISettings(BaseModel):
         secret=True,
     )
     offline: Flag = setting(False, "Fetch nothing; use only what is in the model folder.")
-    precision: Annotated[Literal["auto", "fp32", "fp16", "int8"], word] = setting(
-        "auto", "The numbers a model computes with; auto takes what suits the device."
+    precision: Annotated[Literal["auto", "fp32", "fp16", "bf16", "int8"], word] = setting(
+        "auto",
+        "The numbers a model computes with; auto takes what suits the device. fp16 is for GPUs, bf16 for "
+        "CPUs with OpenVINO, int8 for CPUs with a graph from resilient-ai models quantize.",
     )
     keep_models: Whole = whole(
         0,
@@ -104,6 +106,22 @@ class AISettings(BaseModel):
     batch_size: Whole = whole(32, 1, 65_536, "Most rows in one batch.")
     token_budget: Whole = whole(
         512, 1, 2**24, "Most tokens in one batch on the CPU, padding included (rows x longest)."
+    )
+    start: Annotated[Literal["auto", "fast", "steady"], word] = setting(
+        "auto",
+        "What a model's start on the CPU is traded for. steady: weights are packed for the kernels first. "
+        "fast: they are mapped from their file, at once and shared by processes, and runs take longer. "
+        "auto: large models start fast and are packed while they serve.",
+    )
+    spin: Flag = setting(
+        True,
+        "Keep the cores of a run on the CPU busy while its threads wait for one another, and for some "
+        "milliseconds after it: faster on cores of one's own, slower where other processes want them.",
+    )
+    cpu_engine: Annotated[Literal["auto", "onnxruntime", "openvino"], word] = setting(
+        "auto",
+        "What computes on the CPU. auto: OpenVINO where it is installed, its answers agree and it is faster, "
+        "which is tried once; else ONNX Runtime. openvino: that or an error.",
     )
 
     # Devices

@@ -39,6 +39,7 @@ def started(folder, *arguments, **settings):
         "AI_MODEL_NAME": "all-MiniLM-L6-v2",
         "AI_RERANKER_NAME": "late-interaction",
         "AI_USE_GPU": "never",
+        "AI_PRECISION": "fp32",
     }
     env |= {"AI_MODEL_PATH": str(folder), **settings}
     command = [sys.executable, "-c", PROGRAM, *(arguments or ("127.0.0.1", "0"))]

@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from tiny_checkpoints import Tiny
-from tiny_families import MPNet, Nomic, Qwen
 from typer.testing import CliRunner
 
 import resilient_ai as rai
 from resilient_ai._adapters.cli import app
 from resilient_ai._adapters.cli.session import Session
+from tiny_checkpoints import Tiny
+from tiny_families import MPNet, Nomic, Qwen
 from tokenizer_kit import byte_tokenizer, small_tokenizer
 
 pytestmark = pytest.mark.slow

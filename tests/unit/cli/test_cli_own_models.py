@@ -224,7 +224,7 @@ class TestQuantize:
         assert "int8 against fp32, 96 texts" in shown.stdout
         assert "AI_PRECISION=int8" in shown.stderr
         [row] = rows_of(run(service, "models", "quantize", model, "--force", "--json"))
-        assert row["recipe"] == "rowwise"
+        assert row["recipe"] == "mixed"
         assert row["graph"] in shown.stdout
         assert str(tmp_path / "models" / ".state" / "mine") in row["graph"]
 
@@ -243,12 +243,12 @@ class TestQuantize:
             "--texts",
             tmp_path / "many.txt",
             "--recipe",
-            "mixed",
+            "precise",
             "--force",
             "--json",
         )
         assert rows_of(result)[0]["texts"] == 20
-        assert rows_of(result)[0]["recipe"] == "mixed"
+        assert rows_of(result)[0]["recipe"] == "precise"
 
     def test_one_that_does_not_agree(self, service, model, monkeypatch):
         """A graph whose answers do not agree is refused with what to do, and exit code 2."""

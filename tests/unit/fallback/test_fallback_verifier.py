@@ -204,6 +204,7 @@ def test_limits_go_by_precision():
     """The coarser the arithmetic, the lower the limit; what is unknown gets the strictest."""
     assert default_limit("fp32") > default_limit("fp16") > default_limit("int8")
     assert default_limit("bf8") == default_limit("fp32")
+    assert default_limit("int8", "reranker") < default_limit("int8")
 
 
 def test_the_largest_canary_is_the_largest_shape_ever_sent():

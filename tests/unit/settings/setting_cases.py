@@ -27,13 +27,16 @@ VALID = {
         ["https://host/models", "http://user:word@host:8080/m", "https://u@host/?t=1"]
     ),
     "offline": _flag,
-    "precision": st.sampled_from(["auto", "fp32", "fp16", "int8"]),
+    "precision": st.sampled_from(["auto", "fp32", "fp16", "bf16", "int8"]),
     "keep_models": st.integers(0, 1_000_000),
     "memory_limit_mb": st.integers(0, 2**30),
     "max_length": st.integers(1, 2**20),
     "normalize": _flag,
     "batch_size": st.integers(1, 65_536),
     "token_budget": st.integers(1, 2**24),
+    "start": st.sampled_from(["auto", "fast", "steady"]),
+    "spin": _flag,
+    "cpu_engine": st.sampled_from(["auto", "onnxruntime", "openvino"]),
     "use_gpu": st.sampled_from(["auto", "always", "never", "simulated"]),
     "gpu_device_id": st.lists(st.integers(0, 1023), min_size=1, max_size=4, unique=True).map(
         lambda ids: ",".join(map(str, ids))
@@ -94,6 +97,9 @@ INVALID = {
     "normalize": _WRONG_FLAG,
     "batch_size": [*_WRONG_NUMBER, 0],
     "token_budget": [*_WRONG_NUMBER, 0],
+    "start": [*_WRONG_WORD, "slow"],
+    "spin": _WRONG_FLAG,
+    "cpu_engine": [*_WRONG_WORD, "torch"],
     "use_gpu": [*_WRONG_WORD, "true", True],
     "gpu_device_id": [
         "",

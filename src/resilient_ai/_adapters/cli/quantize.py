@@ -33,6 +33,7 @@ class Recipe(StrEnum):
 
     ROWWISE = "rowwise"
     MIXED = "mixed"
+    PRECISE = "precise"
 
 
 def register(app: typer.Typer) -> None:
@@ -45,9 +46,8 @@ def quantize(
     *,
     precision: Annotated[Precision, typer.Option(help="The numbers it is to compute with.")] = Precision.INT8,
     recipe: Annotated[
-        Recipe | None,
-        typer.Option(help="mixed is for decoders.  [default: what suits the model]", show_default=False),
-    ] = None,
+        Recipe, typer.Option(help="precise is nearer to fp32 and slower; rowwise is the simplest.")
+    ] = Recipe.MIXED,
     texts: Annotated[
         str | None,
         typer.Option("--texts", help="Compare on the lines of this file, your own texts.", metavar="FILE"),
@@ -72,7 +72,7 @@ def quantize(
     made = quantize_model(
         _installed(source, session.registry(model_path), quiet=quiet),
         sample_texts() if texts is None else _read(texts),
-        recipe=None if recipe is None else str(recipe),
+        recipe=str(recipe),
         threads=min(settings.parallel_workers, usable_cores()),
         max_tokens=settings.max_length,
         token_outputs=settings.late_interaction,

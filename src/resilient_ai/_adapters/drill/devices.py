@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from resilient_ai._resilience.fault_plan import FaultPlan
 from resilient_ai._resilience.faults import FaultyBackend
 from resilient_ai._serving.canary import default_limit
+from resilient_ai._serving.health import reference_health
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.tier import GuardedDevice
 from resilient_ai._workers.host.backend import WorkerBackend
@@ -118,5 +119,6 @@ def _drilled_device(service: AIService, name: str) -> DrilledDevice:
     )
     if faults is None:
         raise ConfigurationError(f"{guarded.name} of {name} cannot be made to fail: fault injection is off")
-    limit = manager.policy.agreement or default_limit(service.settings.precision)
+    numbers = (service.settings.precision, reference_health(manager.reference).precision)
+    limit = manager.policy.agreement or min(default_limit(each, model.card.kind) for each in numbers)
     return DrilledDevice(guarded, faults.set_plan, manager.policy, limit, worker)

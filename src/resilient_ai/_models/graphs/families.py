@@ -18,7 +18,7 @@ from resilient_ai.errors import ConfigurationError
 
 __all__ = ["BUILDER_VERSION", "FAMILIES", "BuildableFamily", "build_graph", "source_names"]
 
-BUILDER_VERSION: Final = "2"
+BUILDER_VERSION: Final = "3"
 """Raise it with every change that alters the graphs; cached ones are then made again."""
 
 

@@ -120,7 +120,7 @@ class _Body:
         base = rotary_base(config, "rotary_emb_base")
         if not config.get("rotary_scaling_factor"):
             longest = config.size(self.sizes.longest)
-            return stored_angles(self.builder, base=base, size=size, longest=longest)
+            return stored_angles(self.builder, self.inputs, base=base, size=size, longest=longest)
         factor, trained = config.number("rotary_scaling_factor"), config.size("max_trained_positions")
         return scaled_angles(self.builder, self.inputs, base=base, size=size, factor=factor, trained=trained)
 

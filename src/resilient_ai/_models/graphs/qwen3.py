@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -80,10 +79,15 @@ def _checked(config: Config) -> Config:
 def _decoder(builder: GraphBuilder, checkpoint: Checkpoint, inputs: Inputs, options: GraphOptions) -> Decoder:
     config = checkpoint.config
     head_size, longest = config.size("head_dim"), config.size("max_position_embeddings")
-    angles = stored_angles(builder, base=rotary_base(config, "rope_theta"), size=head_size, longest=longest)
     attention = _attention(builder, config, inputs, options)
-    if isinstance(attention, PrefixedAttention):
-        angles = replace(angles, places=attention.length)
+    angles = stored_angles(
+        builder,
+        inputs,
+        base=rotary_base(config, "rope_theta"),
+        size=head_size,
+        longest=longest,
+        before=attention.length if isinstance(attention, PrefixedAttention) else "",
+    )
     return Decoder(builder, checkpoint, inputs, Rotary(builder, angles, head_size, head_size), attention)
 
 

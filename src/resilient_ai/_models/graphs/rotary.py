@@ -23,7 +23,8 @@ Numbers = NDArray[np.float64]
 class Angles:
     """Values of the graph: cosines and sines by place, (places, size / 2) each, and who takes which.
 
-    `places` is int64 (1,), the place of every row's first token, or (batch, sequence).
+    `places` is int64 (batch, sequence). The operator would also take the place of the first token alone,
+    but not every engine counts on from there.
     """
 
     cosines: str
@@ -70,8 +71,13 @@ def rotary_base(config: Config, field: str) -> float:
     return config.with_defaults(**{field: parameters.get("rope_theta")}).number(field)
 
 
-def stored_angles(builder: GraphBuilder, *, base: float, size: int, longest: int) -> Angles:
-    """Angles from tables for `longest` positions, computed in float64; a longer row is an error."""
+def stored_angles(
+    builder: GraphBuilder, inputs: Inputs, *, base: float, size: int, longest: int, before: str = ""
+) -> Angles:
+    """Angles from tables for `longest` positions, computed in float64; a longer row is an error.
+
+    `before` is int64 (1,): how many tokens stand before every row's first one; "" is none.
+    """
 
     def angles() -> Numbers:
         return np.outer(np.arange(longest), base ** -_exponents(size))
@@ -80,7 +86,7 @@ def stored_angles(builder: GraphBuilder, *, base: float, size: int, longest: int
     return Angles(
         builder.weight("rotary.cosines", shape, lambda: np.cos(angles()).astype(np.float32)),
         builder.weight("rotary.sines", shape, lambda: np.sin(angles()).astype(np.float32)),
-        builder.constant("zero", [0], "int64"),
+        _places(builder, inputs, before or builder.constant("zero", [0], "int64")),
     )
 
 
@@ -107,6 +113,18 @@ def scaled_angles(
         builder.node("Sin", angles, out="rotary/sines"),
         _own_places(builder, inputs),
     )
+
+
+def _places(builder: GraphBuilder, inputs: Inputs, before: str) -> str:
+    """The places of tokens that count on from `before`, the same in every row."""
+    one = builder.constant("one_0", 1, "int64")
+    first = builder.node("Squeeze", before, out="rotary/first")
+    end = builder.node(
+        "Squeeze", builder.node("Add", before, inputs.longest, out="rotary/ends"), out="rotary/end"
+    )
+    row = builder.node("Range", first, end, one, out="rotary/row")
+    shape = builder.node("Shape", inputs.ids, out="rotary/shape")
+    return builder.node("Expand", row, shape, out="rotary/places")
 
 
 def _column(builder: GraphBuilder, inputs: Inputs) -> str:

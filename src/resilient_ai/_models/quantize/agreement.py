@@ -12,15 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resilient_ai._models.graphs.describe import describe_graph
-from resilient_ai._models.quantize.report import LEAST_AGREEMENT, MOST_BATCH_DIFFERENCE, QuantizationReport
+from resilient_ai._models.quantize.report import LEAST_AGREEMENT, QuantizationReport
 from resilient_ai.errors import InvalidInput
 from resilient_ai.values import Backend, Batch, FloatArray, IntArray, Task, Tokens
 
-__all__ = ["graph_bytes", "measure", "rank_correlation"]
+__all__ = ["graph_bytes", "measure", "overlap", "rank_correlation"]
 
 _TOKEN_BUDGET: Final = 512
 _CROWD: Final = 48
 """Texts that are run alone and in company, to see whether that matters."""
+
+_NEAREST: Final = 10
+_COMPARED: Final = 2_000
+"""Texts whose neighbours are looked for, at most: every one is compared with every other."""
 
 Doubles = NDArray[np.float64]
 
@@ -44,7 +48,6 @@ def measure(
     task: Task = "embed",
     groups: Sequence[int] | None = None,
     limit: float = LEAST_AGREEMENT,
-    batch_limit: float = MOST_BATCH_DIFFERENCE,
     clock: Callable[[], float] = time.perf_counter,
 ) -> QuantizationReport:
     """Run the same texts through both graphs, in turns, and compare the answers.
@@ -58,7 +61,6 @@ def measure(
         task: what to ask for: "embed", "pool" or "score".
         groups: with "score", how many texts belong to each query, in their order; None: to one.
         limit: the least cosine, or rank correlation, that passes.
-        batch_limit: how far an answer may move with its batch.
         clock: seconds, for the speed.
 
     Raises:
@@ -78,7 +80,6 @@ def measure(
         candidate_bytes=graph_bytes(target),
         speedup=answers.speedup,
         limit=limit,
-        batch_limit=batch_limit,
     )
 
 
@@ -111,6 +112,23 @@ def rank_correlation(one: Doubles, other: Doubles) -> float:
     if spread == 0:
         return float(np.array_equal(left, right))
     return float((left * right).sum() / spread)
+
+
+def overlap(one: Doubles, other: Doubles) -> float:
+    """The share of the ten nearest among the other texts, by cosine, that two sets of vectors agree on."""
+    nearest = [_nearest(vectors[:_COMPARED]) for vectors in (one, other)]
+    if not nearest[0].size:
+        return 1.0
+    same = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(axis=2)
+    return float(same.mean())
+
+
+def _nearest(vectors: Doubles) -> NDArray[np.int64]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.where(lengths > 0, lengths, 1)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    return np.argsort(-cosines, axis=1, kind="stable")[:, : min(_NEAREST, len(vectors) - 1)]
 
 
 def _run_both(
@@ -150,6 +168,7 @@ def _compare_vectors(answers: _Answers) -> dict[str, Any]:
         "cosine_min": float(cosines.min()),
         "cosine_p1": float(np.percentile(cosines, 1)),
         "cosine_mean": float(cosines.mean()),
+        "overlap": overlap(one, other),
         "rank_correlation": None,
         "score_difference": None,
         "worst_text": int(np.argmin(cosines)),
@@ -167,6 +186,7 @@ def _compare_scores(answers: _Answers, groups: Sequence[int]) -> dict[str, Any]:
         "cosine_min": None,
         "cosine_p1": None,
         "cosine_mean": None,
+        "overlap": None,
         "rank_correlation": float(np.mean([rank_correlation(*pair) for pair in ranked])),
         "score_difference": float(differences.max()),
         "worst_text": int(np.argmax(differences)),

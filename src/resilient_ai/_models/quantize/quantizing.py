@@ -77,7 +77,7 @@ def quantize_graph(
     replacements = _found(graph)
     with _workplace(target, lock_timeout) as folder:
         ways = _ways(graph, replacements, chosen, open_graph, samples, folder)
-        plan = Plan.of(graph, replacements, ways, chosen)
+        plan = Plan.of(graph, replacements, ways)
         needed = plan.nbytes(graph)
         require_space(folder, needed + _SPARE_DISK)
         made = folder / target.name

@@ -22,7 +22,8 @@ for the whole batch more than 1e-2."""
 class QuantizationReport:
     """An int8 graph (candidate) beside the float32 graph it was made from (reference).
 
-    Of embeddings there are cosines, of scores the rank correlation (Spearman's, averaged over the
+    Of embeddings there are cosines, and `overlap`, the share of each text's ten nearest others that
+    are the same in both; of scores the rank correlation (Spearman's, averaged over the
     groups of texts that were ranked against each other) and the largest difference of two scores;
     the others are None. `worst_text` is the place of the text whose vectors or scores agree least.
     `batch_difference` is how far any number of an answer moved with neighbours and padding, as a
@@ -35,6 +36,7 @@ class QuantizationReport:
     cosine_min: float | None
     cosine_p1: float | None
     cosine_mean: float | None
+    overlap: float | None
     rank_correlation: float | None
     score_difference: float | None
     worst_text: int
@@ -43,7 +45,6 @@ class QuantizationReport:
     candidate_bytes: int
     speedup: float
     limit: float = LEAST_AGREEMENT
-    batch_limit: float = MOST_BATCH_DIFFERENCE
 
     @property
     def size_ratio(self) -> float:
@@ -68,10 +69,10 @@ class QuantizationReport:
                 f"The {kind} with fp32 is {self.agreement:.4f}, below {self.limit:g} "
                 f"(worst: text {self.worst_text})."
             )
-        if not self.batch_difference <= self.batch_limit:
+        if not self.batch_difference <= MOST_BATCH_DIFFERENCE:
             found.append(
                 f"An answer moves by {self.batch_difference:.1e} with its batch, "
-                f"more than {self.batch_limit:g}."
+                f"more than {MOST_BATCH_DIFFERENCE:g}."
             )
         return tuple(found)
 
@@ -89,7 +90,7 @@ class QuantizationReport:
             return
         raise ConfigurationError(
             f"The int8 graph is not good enough. {' '.join(self.problems)} "
-            'Try the recipe "mixed", keep fp32, or force it if you know that this is enough for you.'
+            'Try the recipe "precise", keep fp32, or force it if you know that this is enough for you.'
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,6 +106,8 @@ class QuantizationReport:
                 f"  cosine      min {self.cosine_min:.5f}   p1 {self.cosine_p1:.5f}   "
                 f"mean {self.cosine_mean:.5f}"
             )
+        if self.overlap is not None:
+            lines.append(f"  neighbours  {self.overlap:.1%} of each text's ten nearest are the same")
         if self.rank_correlation is not None:
             lines.append(
                 f"  ranking     Spearman {self.rank_correlation:.5f}   "

@@ -44,17 +44,13 @@ class Plan:
 
     @classmethod
     def of(
-        cls,
-        source: SourceGraph,
-        replacements: Iterable[Replacement],
-        ways: Mapping[str, Treatment],
-        recipe: Recipe,
+        cls, source: SourceGraph, replacements: Iterable[Replacement], ways: Mapping[str, Treatment]
     ) -> Plan:
         """Leave out what `ways` says nothing of, and the tables whose rows int8 would spoil."""
         taken = {each.node.output[0]: each for each in replacements if each.products[0].x in ways}
         tables = {
             node.output[0]: node
-            for node in (find_tables(source) if recipe.tables else ())
+            for node in find_tables(source)
             if row_error(source.load(node.input[0])) <= _TABLE_LIMIT
         }
         return cls(taken, tables, ways)

@@ -2,7 +2,7 @@
 
 ::
 
-    x --minus the columns in float32--> low, high of each row --> uint8 --MatMulIntegerToFloat-->
+    x --by its channels' scales--> low, high of each row --> uint8 --MatMulIntegerToFloat-->
       --times the row's scale--> --plus [float32 columns, low] @ a few rows of weights--> --plus bias-->
 
 A row is a token, and nothing of a row depends on another: so a text's answer does not depend on
@@ -72,12 +72,10 @@ class RowwiseNodes:
     def product(self, x: str, matrix: NDArray[Any], way: Treatment, *, bias: str, out: str) -> None:
         """`out = x @ matrix + bias`. Products of the same `x` share its integers, so also its `way`."""
         if x not in self._rows:
-            self._rows[x] = self._to_integers(x, matrix.shape[0], way)
+            self._rows[x] = self._to_integers(x, way)
         rows = self._rows[x]
-        rest = np.array(matrix, np.float32)
-        beside = rest[rows.way.columns]
-        rest[rows.way.columns] = 0
-        weights, scales = quantize_columns(rest)
+        beside = np.asarray(matrix[rows.way.columns], np.float32)
+        weights, scales = quantize_columns(rows.way.weights_of(matrix))
         if rows.way.asymmetric:
             # What each row's least value was worth, now that it is 0.
             beside = np.vstack([beside, np.sum(weights, axis=0, dtype=np.int64) * scales])
@@ -94,8 +92,8 @@ class RowwiseNodes:
         floats = self._node("Cast", found, out=f"{out}/int8/floats", to=_FLOAT)
         self._node("Mul", floats, scale, out=out)
 
-    def _to_integers(self, x: str, channels: int, way: Treatment) -> _Rows:
-        rest, beside = self._set_apart(x, channels, way)
+    def _to_integers(self, x: str, way: Treatment) -> _Rows:
+        rest, beside = self._set_apart(x, way)
         high, low = (self._reduce(op, rest, out=f"{x}/int8/{op}") for op in ("ReduceMax", "ReduceMin"))
         if way.asymmetric:
             beside.append(low)
@@ -114,13 +112,11 @@ class RowwiseNodes:
             beside = [self._node("Concat", *beside, out=f"{x}/int8/beside", axis=-1)]
         return _Rows(integers, zero, span, levels, "".join(beside), way)
 
-    def _set_apart(self, x: str, channels: int, way: Treatment) -> tuple[str, list[str]]:
-        """`x` with 0 for the float32 columns, and those columns."""
-        if not len(way.columns):
+    def _set_apart(self, x: str, way: Treatment) -> tuple[str, list[str]]:
+        """`x` by its scales, which are 0 for the float32 columns, and those columns."""
+        if way.scales is None:
             return x, []
-        mask = np.ones(channels, np.float32)
-        mask[way.columns] = 0
-        rest = self._node("Mul", x, self._keep(f"{x}/int8/mask", mask), out=f"{x}/int8/rest")
+        rest = self._node("Mul", x, self._keep(f"{x}/int8/scales", way.scales), out=f"{x}/int8/rest")
         columns = self._keep(f"{x}/int8/columns", way.columns)
         return rest, [self._node("Gather", x, columns, out=f"{x}/int8/apart", axis=-1)]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resilient_ai._models.graphs.describe import describe_graph
 from resilient_ai._models.quantize.precision import load_model, precision_of
-from resilient_ai.errors import ConfigurationError
+from resilient_ai.errors import ConfigurationError, ModelCorrupt
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -66,10 +66,21 @@ class SourceGraph:
         return tuple(self.tensors[name].dims)
 
     def load(self, name: str) -> NDArray[Any]:
-        """The values of a stored tensor, read-only; those of another file are mapped, not read."""
+        """The values of a stored tensor, read-only; those of another file are mapped, not read.
+
+        Raises:
+            ModelCorrupt: when there are fewer than its shape says.
+        """
+        try:
+            return self._load(self.tensors[name])
+        except (ValueError, OSError) as exc:
+            raise ModelCorrupt(
+                f"{self.path}: the values of {name!r} cannot be read ({exc}). Fetch the model again."
+            ) from exc
+
+    def _load(self, tensor: TensorProto) -> NDArray[Any]:
         from onnx import helper, numpy_helper  # noqa: PLC0415  (slow to import)
 
-        tensor = self.tensors[name]
         place = {entry.key: entry.value for entry in tensor.external_data}
         if not place:
             return numpy_helper.to_array(tensor)
