@@ -8,11 +8,11 @@ import struct
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_checkpoints import Tiny
 
 from resilient_ai import errors
 from resilient_ai._models.graphs import ensure_graph
 from resilient_ai._models.graphs.weights import Weights
+from tiny_checkpoints import Tiny
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tiny_checkpoints import Tiny
 
 from resilient_ai import errors
 from resilient_ai._models.graphs import describe_graph, ensure_graph
+from tiny_checkpoints import Tiny
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_families import MPNet, Nomic, Qwen
 
 from resilient_ai import errors
 from resilient_ai._models.graphs import ensure_graph
+from tiny_families import MPNet, Nomic, Qwen
 
 MODELS = {"mpnet": MPNet, "nomic-bert": Nomic, "qwen3": Qwen}
 

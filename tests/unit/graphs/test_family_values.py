@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoints import Tiny, collate
-from tiny_families import VOCABULARY, MPNet, Nomic, Qwen
 
 from resilient_ai import errors
 from resilient_ai._models.graphs import describe_graph, ensure_graph
+from tiny_checkpoints import Tiny, collate
+from tiny_families import VOCABULARY, MPNet, Nomic, Qwen
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from tiny_checkpoints import Tiny
-from tiny_families import Qwen
 
 from resilient_ai import errors
 from resilient_ai._models.graphs import build as building
 from resilient_ai._models.graphs import ensure_graph
+from tiny_checkpoints import Tiny
+from tiny_families import Qwen
 
 
 @pytest.fixture

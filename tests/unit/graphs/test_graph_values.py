@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoints import Tiny, collate
 
 from resilient_ai._models.graphs import ensure_graph
+from tiny_checkpoints import Tiny, collate
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_checkpoints import Tiny, collate
-from tiny_families import MPNet, Nomic, Qwen
 
 from resilient_ai._inference.openvino import OpenVinoSession
 from resilient_ai._inference.openvino_runtime import openvino_version
 from resilient_ai._inference.session import Session
 from resilient_ai._models.graphs import ensure_graph
+from tiny_checkpoints import Tiny, collate
+from tiny_families import MPNet, Nomic, Qwen
 
 pytestmark = [
     pytest.mark.slow,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_checkpoints import Tiny
-from tiny_families import MPNet, Nomic, Qwen
 
 from resilient_ai import errors
 from resilient_ai._models.cards import BUILDABLE
 from resilient_ai._models.graphs import Identity, ensure_graph, identify
 from resilient_ai._models.graphs.families import FAMILIES
+from tiny_checkpoints import Tiny
+from tiny_families import MPNet, Nomic, Qwen
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},

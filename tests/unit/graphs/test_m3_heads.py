@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_checkpoints import Tiny, collate
 from torch_kit import write_torch_file
 
 from resilient_ai import errors
 from resilient_ai._models.graphs import describe_graph, ensure_graph
+from tiny_checkpoints import Tiny, collate
 
 ort = pytest.importorskip("onnxruntime")
 

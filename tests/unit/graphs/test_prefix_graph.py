@@ -7,8 +7,6 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoints import Tiny, collate
-from tiny_families import Qwen
 
 from resilient_ai import errors
 from resilient_ai._inference.backend import OrtBackend
@@ -16,6 +14,8 @@ from resilient_ai._inference.batching import plan
 from resilient_ai._inference.session import Session
 from resilient_ai._models.graphs import GraphOptions, ensure_graph
 from resilient_ai.values import Batch
+from tiny_checkpoints import Tiny, collate
+from tiny_families import Qwen
 
 TOLERANCE = 1e-5
 

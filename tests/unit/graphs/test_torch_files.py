@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from tiny_checkpoints import Tiny
 from torch_kit import named, number, state, tensor, text, write_torch_file, write_zip
 
 from resilient_ai import errors
 from resilient_ai._models.graphs import ensure_graph
 from resilient_ai._models.graphs.pickles import UnreadablePickle, read_state
 from resilient_ai._models.graphs.torch_files import read_torch_file
+from tiny_checkpoints import Tiny
 
 
 def values(rng, *shape, dtype=np.float32):

@@ -12,9 +12,9 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from tiny_families import Qwen
 
 from resilient_ai._models.graphs import ensure_graph
+from tiny_families import Qwen
 
 ROWS, WIDTH = 60_000, 256
 
