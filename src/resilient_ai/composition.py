@@ -92,7 +92,14 @@ def build_engine(settings: AISettings, warn: Callable[[str], None], events: Even
 
 def _engines(settings: AISettings, threads: int, events: EventBus) -> Engines:
     trials = Trials(settings.model_path.absolute() / _HINTS)
-    return Engines(settings.cpu_engine, settings.precision, threads, trials, events)
+    return Engines(
+        settings.cpu_engine,
+        settings.precision,
+        threads,
+        trials,
+        events,
+        agreement=settings.agreement or None,
+    )
 
 
 def _devices(settings: AISettings, house: WorkerHouse, threads: int) -> Devices:
@@ -188,5 +195,6 @@ def _policy(settings: AISettings) -> FallbackPolicy:
         max_retries=settings.max_retries,
         fallback=settings.fallback,
         verify=settings.verify,
+        agreement=settings.agreement or None,
         hedge=settings.hedge,
     )

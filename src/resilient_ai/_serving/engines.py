@@ -15,16 +15,23 @@ from resilient_ai._inference.cores import cpu_identity
 from resilient_ai._inference.openvino import OpenVinoPrecision, OpenVinoSession
 from resilient_ai._inference.openvino_runtime import computes_in_bf16, load_openvino, openvino_version
 from resilient_ai._inference.session import runtime_version
+from resilient_ai._serving.canary import default_limit
 from resilient_ai._serving.heap import trim_heap
 from resilient_ai._serving.trials import Trials, Verdict, judge, run_probes
 from resilient_ai._telemetry.events import EngineChosen, EventBus
 from resilient_ai._telemetry.log import log
 from resilient_ai.errors import ConfigurationError, ResilientAIError
-from resilient_ai.values import Backend, Batch
+from resilient_ai.values import Backend, Batch, Task
 
 __all__ = ["CpuEngine", "Engines", "OpenVino"]
 
 CpuEngine = Literal["auto", "onnxruntime", "openvino"]
+
+_LIMITS: Final = {("embed", "bf16"): 0.9995, ("score", "bf16"): 0.98}
+"""How well answers must agree that are served from the first batch on, where nobody compares any more.
+
+Others need what a device needs beside the CPU.
+"""
 
 _WORTH_IT: Final = 1.1
 """How many times as fast a second engine must be: it takes memory, and its load takes longer."""
@@ -59,7 +66,8 @@ class Engines:
 
     With "auto" OpenVINO serves where it is installed, its answers agree with ONNX Runtime's, and it is
     faster; each is found out once for a graph, a CPU and their versions. In float32 it is not faster,
-    so it is not asked then. `precision` is that of the settings.
+    so it is not asked then. `precision` is that of the settings, `agreement` the least that may serve;
+    None: by precision.
     """
 
     engine: CpuEngine
@@ -68,6 +76,7 @@ class Engines:
     trials: Trials
     events: EventBus = field(default_factory=EventBus)
     openvino: OpenVino = field(default_factory=OpenVino)
+    agreement: float | None = None
     clock: Callable[[], float] = time.perf_counter
 
     @property
@@ -167,6 +176,14 @@ class Engines:
             return "f32"
         raise ConfigurationError("this CPU does not compute in bfloat16, and in float32 it is not faster")
 
+    def limit(self, task: Task) -> float:
+        """The least agreement that may serve."""
+        if self.agreement is not None:
+            return self.agreement
+        numbers = "int8" if self.precision == "int8" else self.numbers()
+        usual = default_limit(numbers, "reranker" if task == "score" else "embedding")
+        return _LIMITS.get((task, numbers), usual)
+
     def _tell(self, graph: Path, verdict: Verdict, chosen: str) -> None:
         why = verdict.reason or f"OpenVINO is {verdict.speedup:.2f} times as fast"
         self.events.emit(
@@ -224,7 +241,8 @@ class _Trial:
         except ResilientAIError as exc:
             return Verdict(reason=str(exc)), None
         try:
-            return judge(expected, run_probes(candidate, probes, clock=clock), probes), candidate
+            found = run_probes(candidate, probes, clock=clock)
+            return judge(expected, found, probes, limit=self.engines.limit(probes[0].task)), candidate
         except ResilientAIError as exc:
             candidate.close()
             return Verdict(reason=str(exc)), None
@@ -240,6 +258,7 @@ class _Trial:
             "onnxruntime": runtime_version(),
             "openvino": str(engines.openvino.version()),
             "precision": engines.precision,
+            "limit": str(engines.agreement),
             "graph": str(self.graph.absolute()),
             "stamp": _stamp(self.graph),
         }

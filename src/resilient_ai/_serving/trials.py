@@ -21,11 +21,7 @@ from resilient_ai._telemetry.log import log
 from resilient_ai.errors import ConfigurationError
 from resilient_ai.values import Backend, Batch, FloatArray
 
-__all__ = ["LEAST_CLOSENESS", "LEAST_COSINE", "Run", "Trials", "Verdict", "judge", "run_probes"]
-
-LEAST_COSINE: Final = 0.9995
-LEAST_CLOSENESS: Final = 0.98
-"""For scores between 0 and 1: a single number, in which rounding does not average out."""
+__all__ = ["Run", "Trials", "Verdict", "judge", "run_probes"]
 
 _VERSION: Final = 1
 _MAX_BYTES: Final = 16 * 1024
@@ -80,8 +76,8 @@ def run_probes(
     return Run(answers, best)
 
 
-def judge(reference: Run, candidate: Run, probes: Sequence[Batch]) -> Verdict:
-    """Compare two runs of the same probes."""
+def judge(reference: Run, candidate: Run, probes: Sequence[Batch], *, limit: float) -> Verdict:
+    """Compare two runs of the same probes; below `limit` there is a reason against the candidate."""
     tasks = (probes[0].task, *(batch.task for batch in probes))
     pairs = list(zip(tasks, candidate.answers, reference.answers, strict=True))
     # A text's answer must not depend on the company it is in, either.
@@ -89,7 +85,6 @@ def judge(reference: Run, candidate: Run, probes: Sequence[Batch]) -> Verdict:
     least = min(
         (agreement(*pair) for pair in pairs), key=lambda value: -math.inf if math.isnan(value) else value
     )
-    limit = LEAST_CLOSENESS if tasks[0] == "score" else LEAST_COSINE
     speedup = sum(reference.seconds) / max(sum(candidate.seconds), 1e-9)
     reason = "" if least >= limit else f"its answers agree to {least:.6f} only, below {limit}"
     return Verdict(least, speedup, reason)

@@ -79,6 +79,18 @@ def fraction(default: float, description: str) -> Any:
     )
 
 
+def share(default: float, description: str) -> Any:
+    """A field for a share of a whole, from none to all of it."""
+    return Field(
+        default,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description=description,
+        json_schema_extra={"allowed": "a number from 0 to 1"},
+    )
+
+
 def allowed(field: FieldInfo) -> str:
     """What may be written for the field, in words."""
     if text := _extra(field).get("allowed"):

@@ -25,6 +25,7 @@ from resilient_ai.settings.fields import (
     Whole,
     fraction,
     setting,
+    share,
     whole,
     word,
 )
@@ -187,6 +188,11 @@ class AISettings(BaseModel):
     hedge: Flag = setting(
         False,
         "Give a small interactive batch that takes longer on the GPU than usual to the CPU, if that is idle.",
+    )
+    agreement: Real = share(
+        0.0,
+        "The least agreement with ONNX Runtime on the CPU that another device or engine may serve with: the "
+        "cosine of vectors, or 1 less the difference of scores. 0: as the precision allows.",
     )
     verify: Annotated[Literal["every", "sampled", "off"], word] = setting(
         "sampled",

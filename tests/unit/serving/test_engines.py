@@ -68,10 +68,12 @@ class Kit:
         self.onnx.append(FakeBackend("cpu", before=self.takes(self.onnx_seconds)))
         return self.onnx[-1]
 
-    def open(self, engine="auto", precision="auto"):
+    def open(self, engine="auto", precision="auto", agreement=None):
         events = EventBus()
         events.subscribe(self.told.append)
-        engines = Engines(engine, precision, 2, self.trials, events, self.openvino, self.clock)
+        engines = Engines(
+            engine, precision, 2, self.trials, events, self.openvino, agreement, clock=self.clock
+        )
         backend = engines.open(self.graph, pooling=None, probes=lambda: PROBES, onnx=self.open_onnx)
         return "openvino" if backend is self.vino else "onnxruntime"
 
@@ -115,6 +117,15 @@ class TestChoice:
         kit = Kit(tmp_path, vino=0.001, compute=compute)
         assert kit.open() == "onnxruntime"
         assert "agree" in kit.told[0].reason
+
+    def test_a_limit_of_ones_own(self, tmp_path):
+        """What agrees too little by itself serves where the user says that it is enough, and is tried anew."""
+
+        def nearly(batch):
+            return FakeBackend().run(batch).values + 0.02
+
+        assert Kit(tmp_path, compute=nearly).open() == "onnxruntime"
+        assert Kit(tmp_path, compute=nearly).open(agreement=0.9) == "openvino"
 
     @pytest.mark.parametrize("error", [ModelCorrupt("no such operator"), ConfigurationError("broken")])
     def test_a_graph_it_cannot_load(self, tmp_path, error):

@@ -68,6 +68,7 @@ def test_the_documented_defaults(tmp_path):
         "max_retries": "2",
         "auto_retry": "True",
         "hedge": "False",
+        "agreement": "0.0",
         "verify": "sampled",
         "timeout_ms": "0",
         "queue_size": "1024",
