@@ -43,7 +43,7 @@ def measure_large(bench: Bench, kind: str) -> None:
         _judge(bench, found, flop)
         del guests[ROOFLINE.name]
         asked = questions(bench.scaled(12, 3), seed=bench.seed)
-        timings = latencies(guests, asked, block=3)
+        timings = latencies(guests, asked, block=4)
     bench.report.table("One question alone", [latency_row(timing) for timing in timings.values()])
     if bench.profile:
         profile_model(bench, root, model, texts)

@@ -22,7 +22,7 @@ from speed.profile import profile_model
 __all__ = ["FASTEMBED", "ONNX", "TORCH", "contestants", "measure"]
 
 TORCH, ONNX, FASTEMBED = "sentence-transformers torch", "sentence-transformers onnx", "fastembed batch 32"
-_MAX_TOKENS, _DIMENSION, _BLOCK = 256, 384, 10
+_MAX_TOKENS, _DIMENSION, _BLOCK = 256, 384, 21
 
 
 def measure(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from resilient_ai._models.cards import ModelCard
 from resilient_ai._models.installed import InstalledModel
 from resilient_ai._serving.canary import CANARY_TEXTS, canary_batches, default_limit
 from resilient_ai._serving.choosing import GraphChoice, Precision, choose_graph, require_cuda
-from resilient_ai._serving.cpu import Start, open_cpu
+from resilient_ai._serving.cpu import Start, open_cpu, tokens_at_once
 from resilient_ai._serving.devices import Devices, no_device, warm_up_shapes
 from resilient_ai._serving.engines import Engines
 from resilient_ai._serving.fallback import FallbackManager
@@ -76,8 +76,8 @@ class Assembler:
         )
         if manager.guarded:
             prober.start()
-        budget = max(self._token_budget, self.limits.token_budget)
-        limits = BatchLimits(budget if manager.guarded else self.limits.token_budget, self.limits.max_rows)
+        budget = max(self._token_budget if manager.guarded else 1, int(manager.last.ceiling.tokens))
+        limits = BatchLimits(budget, self.limits.max_rows)
         return HostedModel(
             card,
             encoder,
@@ -110,7 +110,7 @@ class Assembler:
         first = opening.result()
         missing = not first and self.devices.required
         ceilings = {each.device: self._ceiling(each, spec) for each in first}
-        ceilings["cpu"] = Ceiling(most=self.limits.token_budget)
+        ceilings["cpu"] = Ceiling(most=tokens_at_once(cpu, graph, self.limits.token_budget))
         return FallbackManager(
             [first, cpu] if first else [cpu],
             self.policy,
