@@ -123,11 +123,13 @@ class FallbackManager:
         self._missing = missing
         self._closed = False
         self._pid = os.getpid()
-        self._classifier = classifier if classifier is not None else Classifier()
         self._groups = tuple(
             Group([self._guard(backend, ceilings) for backend in tier]) for tier in tiers[:-1] if tier
         )
         self.guarded = tuple(device for group in self._groups for device in group.devices)
+        # Its patterns take a while to compile: before the first failure where there is something to fail over
+        # from, and else not before there is one.
+        self._classifier = Classifier() if classifier is None and self.guarded else classifier
         self.reference = tiers[-1][0]
         self.last = LastDevice(self.reference, slots=slots, ceiling=ceilings.get(names[-1]), clock=clock)
         self._ledger = Ledger(names, clock=clock)
@@ -319,6 +321,8 @@ class FallbackManager:
         """Tell what a device's error means; those of the failover layer are known by their type."""
         if isinstance(error, DeadlineExceeded):
             return Failure(FailureClass.CANCELLED, str(error))
+        if self._classifier is None:
+            self._classifier = Classifier()
         return self._classifier.classify(error)
 
     def _device_died(self, device: GuardedDevice, error: BaseException) -> None:
