@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from resilient_ai._resilience.waiting import LaneBusy, never, wait_out
 from resilient_ai._workers.host.life import Life, WorkerDied
 from resilient_ai._workers.host.tickets import Ticket
@@ -109,8 +111,9 @@ class WorkerBackend:
         for ids in (batch.input_ids, batch.shared_ids):
             if ids is None or not ids.size:
                 continue
-            least, most = int(ids.min()), int(ids.max())
-            if least < 0 or most >= rows:
+            # Read without a sign, what is negative is larger than all: one look at each id is enough.
+            if int(ids.view(np.uint64).max()) >= rows:
+                least, most = int(ids.min()), int(ids.max())
                 raise ModelCorrupt(
                     f"token id {least if least < 0 else most} is none of the {rows} that "
                     f"{self._model.name!r} knows: its tokenizer belongs to another model. "
