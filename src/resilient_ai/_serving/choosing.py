@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from resilient_ai._models.installed import InstalledModel
 from resilient_ai._models.precisions import find_graph
 from resilient_ai.errors import ConfigurationError, DeviceUnavailable
 
-__all__ = ["GraphChoice", "Precision", "choose_graph", "require_cuda"]
+__all__ = ["GraphChoice", "Precision", "choose_graph", "require_cuda", "stored"]
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
@@ -31,8 +32,13 @@ class GraphChoice:
     @property
     def nbytes(self) -> int:
         """Size of a graph that was built here: of the file and of that with its weights, if it has one."""
-        files = (self.path, self.path.with_name(f"{self.path.name}.data"))
-        return sum(file.stat().st_size for file in files if file.is_file())
+        return sum(stat.st_size for stat in stored(self.path))
+
+
+def stored(graph: Path) -> list[os.stat_result]:
+    """What the system says of the files of a graph that was built here: its own, and that of its weights."""
+    files = (graph, graph.with_name(f"{graph.name}.data"))
+    return [file.stat() for file in files if file.is_file()]
 
 
 def choose_graph(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -16,6 +15,7 @@ from resilient_ai._inference.openvino import OpenVinoPrecision, OpenVinoSession
 from resilient_ai._inference.openvino_runtime import computes_in_bf16, load_openvino, openvino_version
 from resilient_ai._inference.session import runtime_version
 from resilient_ai._serving.canary import default_limit
+from resilient_ai._serving.choosing import stored
 from resilient_ai._serving.heap import trim_heap
 from resilient_ai._serving.trials import Trials, Verdict, judge, run_probes
 from resilient_ai._telemetry.events import EngineChosen, EventBus
@@ -113,7 +113,9 @@ class Engines:
             ConfigurationError: What was asked for is not to be had; the message says why.
             ResilientAIError: What `onnx` raises.
         """
-        if not self.may_be_openvino or (not self.must_be_openvino and _size(graph) < _SMALL):
+        if not self.may_be_openvino or (
+            not self.must_be_openvino and sum(each.st_size for each in stored(graph)) < _SMALL
+        ):
             return onnx()
         self._check()
         trial = _Trial(self, graph, pooling, probes, onnx)
@@ -266,13 +268,4 @@ class _Trial:
 
 def _stamp(graph: Path) -> str:
     """Changes when the graph does, or the file with its weights."""
-    return " ".join(f"{each.st_size}:{each.st_mtime_ns}" for each in _files(graph))
-
-
-def _size(graph: Path) -> int:
-    return sum(each.st_size for each in _files(graph))
-
-
-def _files(graph: Path) -> list[os.stat_result]:
-    files = (graph, graph.with_name(f"{graph.name}.data"))
-    return [file.stat() for file in files if file.is_file()]
+    return " ".join(f"{each.st_size}:{each.st_mtime_ns}" for each in stored(graph))

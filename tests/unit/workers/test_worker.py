@@ -26,7 +26,6 @@ from worker_kit import (
     QUICK,
     RANKER,
     SOON,
-    Workplace,
     in_thread,
     outcome,
     outcomes,
@@ -34,20 +33,6 @@ from worker_kit import (
     sudden_death,
     until,
 )
-
-
-@pytest.fixture
-def workplace():
-    made = []
-
-    def make(**options):
-        made.append(Workplace(**options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
 
 # -- starting ---------------------------------------------------------------------------------------
 

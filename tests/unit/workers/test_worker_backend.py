@@ -23,7 +23,6 @@ from worker_kit import (
     LONG,
     RANKER,
     SOON,
-    Workplace,
     batch,
     in_thread,
     outcome,
@@ -33,19 +32,6 @@ from worker_kit import (
     sudden_death,
     until,
 )
-
-
-@pytest.fixture
-def workplace():
-    made = []
-
-    def make(**options):
-        made.append(Workplace(**options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
 
 
 @pytest.fixture
