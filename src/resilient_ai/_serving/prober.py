@@ -14,6 +14,7 @@ from resilient_ai._resilience.failures import Failure, FailureClass
 from resilient_ai._resilience.waiting import LaneBusy, never
 from resilient_ai._serving.canary import agreement
 from resilient_ai._serving.fallback import FallbackManager
+from resilient_ai._serving.patience import CanaryPatience
 from resilient_ai._serving.threads import start_thread
 from resilient_ai._serving.tier import GuardedDevice
 from resilient_ai._serving.validation import CorruptAnswer, check_answer
@@ -47,6 +48,7 @@ class Prober:
         self._limit = limit
         self._clock = clock
         self._expected: list[FloatArray] = []
+        self._canary_limits = CanaryPatience(manager.policy)
         self._news = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -119,20 +121,24 @@ class Prober:
         try:
             self._compare(device)
         except LaneBusy as exc:
-            return Failure(FailureClass.HANG, str(exc))
+            failure = Failure(FailureClass.HANG, str(exc))
         except Exception as exc:  # noqa: BLE001 - whatever a device raises is its verdict
-            return self._manager.classify(exc)
-        return None
+            failure = self._manager.classify(exc)
+        else:
+            return None
+        if failure.failure_class is FailureClass.HANG:
+            self._canary_limits.hung(device.name)
+        return failure
 
     def _compare(self, device: GuardedDevice) -> None:
-        agreements = []
-        limit = self._manager.policy.gpu_timeout
+        agreements, seconds = [], []
+        patience = _PATIENCE * self._manager.policy.gpu_timeout
         device.lane.prepare()
-        for canary, expected in zip(self._canaries, self._right_answers(), strict=True):
-            answer = device.lane.run_within(
-                canary, patience=_PATIENCE * limit, hang_after=limit, leave_if=never
-            )
+        for number, (canary, expected) in enumerate(zip(self._canaries, self._right_answers(), strict=True)):
+            hang_after = self._canary_limits.of(device.name, number)
+            answer = device.lane.run_within(canary, patience=patience, hang_after=hang_after, leave_if=never)
             check_answer(canary, answer, device.name)
+            seconds.append(answer.seconds)
             agreements.append(agreement(canary.task, answer.values[: len(expected)], expected))
         measured = float(np.min(agreements))  # NaN stays NaN, and is not enough
         device.agreement = measured
@@ -142,6 +148,7 @@ class Prober:
                 f"agreement with {self._manager.reference.device} is {measured:.6f}, below {self._limit}: "
                 "its vectors cannot be compared with those already served"
             )
+        self._canary_limits.passed(device.name, seconds)
         device.dimension = self._dimension()
         if device.verifier is None:
             device.verifier = self._verifier()

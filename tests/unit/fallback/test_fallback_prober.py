@@ -318,3 +318,17 @@ def test_a_slow_device_within_its_limit_comes_back():
     gpu = FaultyBackend(FakeBackend("gpu"), FaultPlan((FaultRule(Slow(seconds=0.05)),)))
     with two_devices(gpu, real_time=True, gpu_timeout=10.0) as two:
         assert two.prober(real_time=True)._examine(two.guard) is None
+
+
+def test_a_probe_that_hangs_is_given_up_by_what_the_device_took_before():
+    """A device proved once and hanging since is a hang long before `gpu_timeout`, and is tried again."""
+    gate = threading.Event()
+    gpu = FakeBackend("gpu", compute=lambda batch: gate.wait() and FakeBackend("cpu").answer(batch).values)
+    with two_devices(gpu, real_time=True, gpu_timeout=600.0, hang_floor=0.05) as two:
+        prober = two.prober(real_time=True)
+        gate.set()
+        assert prober._examine(two.guard) is None
+        gate.clear()
+        assert prober._examine(two.guard).failure_class.value == "hang"
+        gate.set()
+        assert prober._examine(two.guard) is None

@@ -126,7 +126,8 @@ class Drill:
         policy = self._devices[0].policy
         self._judge = Judge(self._devices[0].agreement_limit)
         self._patience = 2 * policy.gpu_timeout + 10.0
-        self._back_within = _SETTLE_WITHIN + 2 * policy.recovery_time
+        # A probe may just have begun, and hang with the fault it was to find gone.
+        self._back_within = _SETTLE_WITHIN + 2 * (policy.recovery_time + policy.gpu_timeout)
         self._faults = self._choose(options.faults)
         self._lives = WorkerLives(clock)
 
@@ -222,7 +223,9 @@ class Drill:
         off = self._clock()
         back_after = self._wait_for_return(traffic, seen, off)
         self._wait(lambda: all(device.is_back for device in self._devices), _SETTLE_WITHIN)
-        self._tell(f"{name}: off, {'not back' if back_after is None else f'back after {back_after:.2f} s'}")
+        missing = back_after is None
+        how = f"not back: {self._devices[0].trouble}" if missing else f"back after {back_after:.2f} s"
+        self._tell(f"{name}: off, {how}")
         ready_after = self._lives.ready_after(on)
         return Course(name, self._devices[0].name, on, off, struck, back_after, ready_after, tuple(alone))
 
