@@ -147,7 +147,7 @@ def compare(case: Case, folder: Path, seed: int, *, whole: bool) -> dict[str, An
     }
 
 
-def make_model(case: Case, folder: Path, *, half: bool) -> Any:
+def make_model(case: Case, folder: Path, *, half: bool, noise: float = 0.1) -> Any:
     architecture = getattr(transformers, case.architecture)
     extra = {"num_labels": 1} if "Classification" in case.architecture else {}
     config = architecture.config_class(**(SMALL | case.sizes), **extra)
@@ -156,7 +156,7 @@ def make_model(case: Case, folder: Path, *, half: bool) -> Any:
         for name, parameter in model.named_parameters():
             # Biases and norms start as zeros and ones, behind which a mistake would hide.
             if parameter.ndim == 1 or "relative_attention_bias" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.add_(torch.randn_like(parameter) * noise)
     if half:
         model.to(torch.bfloat16)
     model.save_pretrained(folder)

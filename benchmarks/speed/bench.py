@@ -60,14 +60,21 @@ class Bench:
         self.figures[name] = Figure(value, **more)  # type: ignore[arg-type]
 
     def times_as_fast(
-        self, name: str, timings: Mapping[str, Timing], ours: str, other: str, *, wrong: str = ""
+        self,
+        name: str,
+        timings: Mapping[str, Timing],
+        ours: str,
+        other: str,
+        *,
+        wrong: str = "",
+        note: str = "",
     ) -> None:
         """How many times as fast the first is as the second."""
         if missing := [each for each in (ours, other) if each not in timings]:
             self.add(name, None, note=f"without {missing[0]}")
             return
         one, two = timings[other], timings[ours]
-        self.add(name, ratio(one, two), spread=spread_of_ratio(one, two), wrong=wrong)
+        self.add(name, ratio(one, two), spread=spread_of_ratio(one, two), wrong=wrong, note=note)
 
     def judge(self) -> None:
         rows = judge(self.figures, self.section, TARGETS)

@@ -30,11 +30,16 @@ class Shape:
         attention = self.hidden * (2 * self.queries + 2 * self.keys)
         return 2.0 * self.layers * (attention + (2 + self.gated) * self.hidden * self.wide)
 
-    def flop(self, lengths: Iterable[int]) -> float:
-        """Of texts that are read from their first token to their last."""
+    def flop(self, lengths: Iterable[int], *, before: int = 0) -> float:
+        """Of texts that are read from their first token to their last.
+
+        With `before`, so many tokens stand before each of them, which only a causal model has read already.
+        """
         seen = 0.5 if self.causal else 1.0
-        per_pair = 4.0 * self.layers * self.queries * seen
-        return sum(self.per_token * length + per_pair * length * length for length in lengths)
+        per_pair = 4.0 * self.layers * self.queries
+        return sum(
+            self.per_token * length + per_pair * length * (before + seen * length) for length in lengths
+        )
 
 
 MINILM = Shape(layers=6, hidden=384, wide=1536, queries=384, keys=384)

@@ -38,6 +38,12 @@ class TransformersReranker:
             scores[places] = self._scores([tokens.row(int(place)) for place in places])
         return scores
 
+    def lengths(self, query: str, documents: list[str]) -> tuple[int, list[int]]:
+        """Tokens that all prompts begin with, and those that each has of its own."""
+        encoded = self._encoder.encode_shared(prompt_of(query), documents)
+        assert encoded is not None
+        return len(encoded.prefix), encoded.own.lengths.tolist()
+
     def _scores(self, rows: list[Any]) -> Any:
         longest = max(map(len, rows))
         ids = np.zeros((len(rows), longest), np.int64)

@@ -42,7 +42,7 @@ def measure_large(bench: Bench, kind: str) -> None:
         )
         _judge(bench, found, flop)
         del guests[ROOFLINE.name]
-        asked = questions(bench.scaled(12, 3), seed=bench.seed)
+        asked = questions(bench.scaled(12, 8), seed=bench.seed)
         timings = latencies(guests, asked, block=4)
     bench.report.table("One question alone", [latency_row(timing) for timing in timings.values()])
     if bench.profile:

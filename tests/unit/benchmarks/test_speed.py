@@ -70,6 +70,12 @@ def test_operations_grow_with_tokens_and_with_their_pairs():
     assert QWEN3_06B.flop([10]) == 10 * QWEN3_06B.per_token + 2 * 28 * 2048 * 100
 
 
+def test_what_is_read_once_is_counted_once():
+    """For a causal model, a beginning and what follows it cost together what the whole text costs."""
+    whole = QWEN3_06B.flop([88 + 111])
+    assert QWEN3_06B.flop([88]) + QWEN3_06B.flop([111], before=88) == pytest.approx(whole)
+
+
 def test_agreement_is_that_of_the_worst_text():
     """The least cosine counts, whatever the lengths; numbers that are none agree with nothing."""
     vectors = np.eye(12, dtype=np.float32)
