@@ -29,8 +29,9 @@ transformers measured here. What was run in its place is sentence-transformers' 
 batches of 32, tokenising, pooling, normalising) around ONNX Runtime on the graph that `torch.onnx.export`
 makes of the same weights; fastembed runs the same graph, cut at the same length.
 
-Models of 0.6 billion parameters have their true size and tokenizer and random weights: speed does not
-depend on those, and the agreement of integers on real ones is not shown by them.
+Models of 0.6 billion parameters have their true size and tokenizer, and weights drawn as their published
+configurations say they were before training: speed does not depend on them. How much rounding changes an
+answer does, so the agreement of bfloat16 and int8 on trained weights is not shown by these.
 """
 
 

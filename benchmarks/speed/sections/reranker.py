@@ -34,6 +34,8 @@ def measure(bench: Bench) -> None:
     query = asked[0].text
     documents = [text[:_CHARACTERS] for text in paragraphs[: bench.scaled(_DOCUMENTS, 8)]]
     found = _race(bench, _everybody(bench, root, model), query, documents)
+    if found is None:
+        return
     _tell(bench, found, len(documents))
     _judge(bench, found)
     if bench.profile:
@@ -68,8 +70,11 @@ def _everybody(bench: Bench, root: Path, model: str) -> list[Invitation]:
     ]
 
 
-def _race(bench: Bench, everybody: list[Invitation], query: str, documents: list[str]) -> _Found:
+def _race(bench: Bench, everybody: list[Invitation], query: str, documents: list[str]) -> _Found | None:
+    """None where those are not there that the others are measured against."""
     with invited(everybody, bench.absent) as guests:
+        if not {NAIVE, LAST, ROOFLINE.name} <= guests.keys():
+            return None
         scores: dict[str, np.ndarray] = {}
         runners = {ROOFLINE.name: guests.pop(ROOFLINE.name).runner("multiply")}
         for name, guest in guests.items():
