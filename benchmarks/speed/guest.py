@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-import traceback
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from speed.line import Line
 
 __all__ = ["Stage", "read_memory"]
 
@@ -63,24 +63,30 @@ def _made(place: str, options: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    line = Connection(int(sys.argv[1]))
-    place, options = line.recv()
+    line = Line(int(sys.argv[1]))
+    place, options = line.receive()
     try:
         stage = Stage(_made(place, options))
     except Exception as exc:  # noqa: BLE001 - of any library; the host decides what it means
         missing = type(exc).__name__ == "Unavailable" or isinstance(exc, ImportError)
-        line.send(("unavailable" if missing else "failed", str(exc) if missing else traceback.format_exc()))
+        line.send(("unavailable" if missing else "failed", str(exc) if missing else _trace()))
         return
     line.send(("ready", None))
     while True:
         try:
-            method, arguments = line.recv()
+            method, arguments = line.receive()
         except EOFError:
             return
         try:
             line.send(("done", getattr(stage, method)(*arguments)))
         except Exception:  # noqa: BLE001 - the host is told
-            line.send(("failed", traceback.format_exc()))
+            line.send(("failed", _trace()))
+
+
+def _trace() -> str:
+    import traceback
+
+    return traceback.format_exc()
 
 
 if __name__ == "__main__":

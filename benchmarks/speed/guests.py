@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from speed.contestants import Unavailable
+from speed.line import Line
 
 __all__ = ["Guest", "GuestFailed", "Invitation", "invited"]
 
@@ -49,12 +50,13 @@ class Guest:
 
     def __init__(self, invitation: Invitation) -> None:
         self.name = invitation.name
-        self._line, theirs = Pipe()
+        ours, theirs = socket.socketpair()
+        self._line = Line(ours.detach())
         path = os.pathsep.join(filter(None, (str(_HERE), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "speed.guest", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
-            env={**os.environ, **_QUIET, "PYTHONPATH": path},
+            env=_environment() | {"PYTHONPATH": path},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -112,7 +114,7 @@ class Guest:
 
     def _receive(self) -> Any:
         try:
-            kind, value = self._line.recv()
+            kind, value = self._line.receive()
         except (EOFError, ConnectionError) as exc:
             raise GuestFailed(f"{self.name} ended with status {self._process.wait()}") from exc
         if kind == "unavailable":
@@ -120,6 +122,12 @@ class Guest:
         if kind == "failed":
             raise GuestFailed(f"{self.name}: {value}")
         return value
+
+
+def _environment() -> dict[str, str]:
+    """This process's, but compiled modules are kept: an installed package's are."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | _QUIET
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from types import MappingProxyType
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers
@@ -52,6 +54,12 @@ class PlainTextTokenizer:
     def ids(self, text: str) -> list[int]:
         """The token ids of a whole text. Raises `InvalidInput` as `read` does."""
         return self._tokenize([text])[0]
+
+    def words(self, text: str) -> list[str]:
+        """What the tokenizer's model is given of a whole text, piece by piece, in the model's letters."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        named = zip(encoding.word_ids, encoding.tokens, strict=True)
+        return ["".join(token for _, token in word) for _, word in groupby(named, key=itemgetter(0))]
 
     def read(self, texts: Sequence[str], room: int) -> tuple[list[list[int]], list[bool]]:
         """The token ids of as much of each text as matters to one who keeps the first `room`.

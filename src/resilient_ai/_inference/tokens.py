@@ -105,6 +105,10 @@ class TextEncoder:
         """How the tokenizer's control tokens are spelled, and their ids. No text can bring one about."""
         return self._plain.control_tokens
 
+    def words(self, text: str) -> list[str]:
+        """What the tokenizer's model is given of a whole text, in the model's own letters."""
+        return self._plain.words(text)
+
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Encode each text as `<specials> text <specials>`, cut to `max_tokens`.
 

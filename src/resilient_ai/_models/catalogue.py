@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -74,6 +73,8 @@ class Catalogue:
         return Catalogue([*(other for other in self if other.name.casefold() != card.name.casefold()), card])
 
     def _unknown(self, name: str) -> str:
+        from difflib import get_close_matches  # noqa: PLC0415 - needed only once a name is misspelt
+
         close = get_close_matches(name.casefold(), self._by_name, n=3, cutoff=0.5)
         nearest = list(dict.fromkeys(self._by_name[each].name for each in close))
         known = ", ".join(card.name for card in self)

@@ -16,8 +16,7 @@ from typing import Any, Final, get_args
 from resilient_ai._models.cards import ModelCard, Pooling
 from resilient_ai._models.catalogue import builtin_catalogue
 from resilient_ai._models.graphs import Identity, identify
-from resilient_ai._models.graphs.m3_heads import M3_FILES
-from resilient_ai._models.graphs.weights import weight_files
+from resilient_ai._models.graphs.weights import M3_FILES, weight_files
 from resilient_ai._models.probing import GraphProbe, probe_graph
 from resilient_ai._models.small_files import (
     length_of,

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from resilient_ai._models.landing import make_folder, write_whole, writing
 from resilient_ai.errors import DeadlineExceeded
 
@@ -29,6 +27,9 @@ def exclusive(folder: Path, name: str, timeout: float) -> Iterator[None]:
         DeadlineExceeded: another one held the lock all the while; the message says who.
         ConfigurationError: the lock file cannot be made.
     """
+    # Here, for a model whose files are all at hand is used without a lock.
+    from filelock import FileLock, Timeout  # noqa: PLC0415
+
     make_folder(folder)
     path, holder = folder / f"{name}.lock", folder / f"{name}.holder"
     lock = FileLock(path, timeout=timeout)

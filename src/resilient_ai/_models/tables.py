@@ -7,7 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from resilient_ai.errors import ConfigurationError
@@ -28,7 +28,7 @@ def read_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         ConfigurationError: an unknown key (with the nearest known one), a missing key or a
             value of the wrong type.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # any class is hashable
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
     for key in table:
         if key not in known:
@@ -39,7 +39,15 @@ def read_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     return cls(**{key: _read(hints[key], value, f"{where}: {key}") for key, value in table.items()})
 
 
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """The annotations of a dataclass; evaluating them is most of the work of reading a catalogue."""
+    return typing.get_type_hints(cls)
+
+
 def _nearest(key: str, known: list[str]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - needed only once a key is misspelt
+
     close = get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from resilient_ai._inference.runtime import load_runtime
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import ModelCard
 from resilient_ai._models.installed import InstalledModel
@@ -19,8 +21,9 @@ from resilient_ai._serving.cpu import Start, open_cpu, tokens_at_once
 from resilient_ai._serving.devices import Devices, no_device, warm_up_shapes
 from resilient_ai._serving.engines import Engines
 from resilient_ai._serving.fallback import FallbackManager
+from resilient_ai._serving.gradual import GradualEncoder, keep_index, read_index
 from resilient_ai._serving.hints import Hints
-from resilient_ai._serving.hosting import BatchLimits, HostedModel, has_room
+from resilient_ai._serving.hosting import BatchLimits, Encoder, HostedModel, close_encoder, has_room
 from resilient_ai._serving.pieces import Ceiling
 from resilient_ai._serving.policy import FallbackPolicy
 from resilient_ai._serving.prober import Prober
@@ -60,22 +63,8 @@ class Assembler:
 
     def __call__(self, installed: InstalledModel) -> HostedModel:
         card = installed.card
-        max_tokens = min(card.max_tokens, self.max_tokens)
         graph = self._on_cpu(installed)
-        manager = self._manager(installed, graph)
-        try:
-            # After the session, which goes on mapping its weights while the tokenizer is read.
-            encoder = make_encoder(installed, max_tokens)
-        except BaseException:
-            manager.close()
-            raise
-        prober = Prober(
-            manager,
-            self._canaries(card, encoder, self._token_budget, shares_prefix=graph.shares_prefix),
-            limit=self.policy.agreement or default_limit(self._numbers, card.kind),
-        )
-        if manager.guarded:
-            prober.start()
+        encoder, manager = self._load(installed, graph)
         budget = max(self._token_budget if manager.guarded else 1, int(manager.last.ceiling.tokens))
         limits = BatchLimits(budget, self.limits.max_rows)
         return HostedModel(
@@ -83,15 +72,59 @@ class Assembler:
             encoder,
             manager,
             limits,
-            prober,
+            self._prober(card, encoder, manager, graph) if manager.guarded else None,
             nbytes=None if graph.path in installed.files.get("graph", ()) else graph.nbytes,
             shares_prefix=graph.shares_prefix,
         )
 
-    def _manager(self, installed: InstalledModel, graph: GraphChoice) -> FallbackManager:
+    def _load(self, installed: InstalledModel, graph: GraphChoice) -> tuple[Encoder, FallbackManager]:
+        """The tokenizer and what runs the graph; a failure of either leaves nothing behind.
+
+        Reading a tokenizer keeps Python's lock, making a session needs it only to begin: so the session
+        goes first, on a thread of its own, with its runtime imported already.
+        """
+        load_runtime()
+        read: Future[Encoder] = Future()
+        making = background(
+            partial(self._manager, installed, graph, read.result), f"resilient-ai-open-{installed.card.name}"
+        )
+        try:
+            read.set_result(self._encoder(installed))
+        except BaseException as exc:
+            read.set_exception(exc)
+            making.result().close()
+            raise
+        encoder = read.result()
+        try:
+            return encoder, making.result()
+        except BaseException:
+            close_encoder(encoder)
+            raise
+
+    def _encoder(self, installed: InstalledModel) -> Encoder:
+        card = installed.card
+        # Pairs are long, and their prompt has control tokens that are none in texts.
+        at_once = self.start == "steady" or card.kind == "reranker"
+        return (make_encoder if at_once else make_gradual_encoder)(
+            installed, min(card.max_tokens, self.max_tokens)
+        )
+
+    def _prober(
+        self, card: ModelCard, encoder: Encoder, manager: FallbackManager, graph: GraphChoice
+    ) -> Prober:
+        prober = Prober(
+            manager,
+            self._canaries(card, encoder, self._token_budget, shares_prefix=graph.shares_prefix),
+            limit=self.policy.agreement or default_limit(self._numbers, card.kind),
+        )
+        prober.start()
+        return prober
+
+    def _manager(
+        self, installed: InstalledModel, graph: GraphChoice, encoder: Callable[[], Encoder]
+    ) -> FallbackManager:
         spec = self._spec(installed)
-        # A worker takes about as long to start as the session on the CPU.
-        opening = background(partial(self._open_first, installed, spec), f"resilient-ai-open-{spec.name}")
+        opening = self._opening(installed, spec)
         try:
             cpu = open_cpu(
                 graph,
@@ -100,7 +133,7 @@ class Assembler:
                 start=self.start,
                 spin=self.spin,
                 engines=self.engines,
-                probes=partial(self._probes, installed, shares_prefix=graph.shares_prefix),
+                probes=partial(self._probes, installed.card, encoder, shares_prefix=graph.shares_prefix),
             )
         except BaseException:
             # A worker that serves another model would hold on to this one.
@@ -140,6 +173,16 @@ class Assembler:
     def _token_budget(self) -> int:
         """For one batch on the first device."""
         return self.devices.token_budget or self.limits.token_budget
+
+    def _opening(self, installed: InstalledModel, spec: ModelSpec) -> Future[list[Backend]]:
+        """The devices before the CPU, on their way: a worker takes about as long as the CPU's session."""
+        open_first = partial(self._open_first, installed, spec)
+        if self.devices.open is not no_device:
+            return background(open_first, f"resilient-ai-devices-{spec.name}")
+        # Changing threads for nothing would let the tokenizer have Python's lock before the session.
+        opened: Future[list[Backend]] = Future()
+        opened.set_result(open_first())
+        return opened
 
     def _open_first(self, installed: InstalledModel, spec: ModelSpec) -> list[Backend]:
         """The devices before the CPU; what cannot be used is told, and left out where it may be."""
@@ -192,14 +235,14 @@ class Assembler:
             ),
         )
 
-    def _probes(self, installed: InstalledModel, *, shares_prefix: bool) -> tuple[Batch, ...]:
+    def _probes(
+        self, card: ModelCard, encoder: Callable[[], Encoder], *, shares_prefix: bool
+    ) -> tuple[Batch, ...]:
         """What engines are tried with on the CPU: the canaries, in batches of its size."""
-        card = installed.card
-        encoder = make_encoder(installed, min(card.max_tokens, self.max_tokens))
-        return self._canaries(card, encoder, self.limits.token_budget, shares_prefix=shares_prefix)
+        return self._canaries(card, encoder(), self.limits.token_budget, shares_prefix=shares_prefix)
 
     def _canaries(
-        self, card: ModelCard, encoder: TextEncoder, token_budget: int, *, shares_prefix: bool
+        self, card: ModelCard, encoder: Encoder, token_budget: int, *, shares_prefix: bool
     ) -> tuple[Batch, ...]:
         reranker = card.kind == "reranker"
         pairs = list(pairwise(CANARY_TEXTS))
@@ -226,16 +269,45 @@ class Assembler:
 
 def make_encoder(installed: InstalledModel, max_tokens: int) -> TextEncoder:
     """The tokenizer of a model, as its card has it; raises `ConfigurationError` where the two do not fit."""
+    options = _encoder_options(installed, max_tokens)
+    encoder = TextEncoder.load(installed.file("tokenizer"), **options)
+    _check_encoder(installed.card, encoder, max_tokens)
+    return encoder
+
+
+def make_gradual_encoder(installed: InstalledModel, max_tokens: int) -> Encoder:
+    """As `make_encoder`; from the second start on a large tokenizer is read after the first texts."""
+    tokenizer = installed.file("tokenizer")
+    digest = installed.sha256[tokenizer.relative_to(installed.folder).as_posix()]
+    place = installed.cache_dir / f"tokenizer-{digest[:12]}.excerpts"
+    load = partial(make_encoder, installed, max_tokens)
+    excerpts = read_index(tokenizer, place)
+    if excerpts is None:
+        whole = load()
+        keep_index(tokenizer, place)
+        return whole
+    encoder = GradualEncoder(excerpts, partial(TextEncoder, **_encoder_options(installed, max_tokens)), load)
+    try:
+        _check_encoder(installed.card, encoder, max_tokens)
+    except BaseException:
+        encoder.close()
+        raise
+    return encoder
+
+
+def _encoder_options(installed: InstalledModel, max_tokens: int) -> dict[str, Any]:
     card = installed.card
-    encoder = TextEncoder.load(
-        installed.file("tokenizer"),
-        max_tokens=max_tokens,
-        query_share=card.query_share,
-        with_types=card.type_ids,
-        vocabulary=_vocabulary(installed),
-        end_token=card.end_token,
-        pair_prompt=card.pair_prompt,
-    )
+    return {
+        "max_tokens": max_tokens,
+        "query_share": card.query_share,
+        "with_types": card.type_ids,
+        "vocabulary": _vocabulary(installed),
+        "end_token": card.end_token,
+        "pair_prompt": card.pair_prompt,
+    }
+
+
+def _check_encoder(card: ModelCard, encoder: Encoder, max_tokens: int) -> None:
     for template in (card.query_prompt, card.document_prompt):
         if found := sorted(token for token in encoder.control_tokens if token in template):
             raise ConfigurationError(
@@ -247,7 +319,6 @@ def make_encoder(installed: InstalledModel, max_tokens: int) -> TextEncoder:
             f"a limit of {max_tokens} tokens leaves no room for a query beside the prompt of {card.name!r}; "
             "raise AI_MAX_LENGTH"
         )
-    return encoder
 
 
 def _vocabulary(installed: InstalledModel) -> int | None:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from tenacity import Retrying, retry_if_exception, wait_random_exponential
-
 from resilient_ai._resilience.failures import Failure
 from resilient_ai._resilience.waiting import LaneBusy
 from resilient_ai._serving.pieces import halve, join
@@ -21,8 +19,7 @@ from resilient_ai.values import Batch, Vectors
 
 __all__ = ["Attempts"]
 
-_FIRST_RETRY_WAIT = 0.02
-_RETRY_WAIT = wait_random_exponential(multiplier=_FIRST_RETRY_WAIT, max=0.5)
+_FIRST_RETRY_WAIT, _LONGEST_RETRY_WAIT = 0.02, 0.5
 
 
 class Attempts:
@@ -62,11 +59,13 @@ class Attempts:
                 raise
             failure = exc
         self._sleep(random.uniform(0, _FIRST_RETRY_WAIT))  # noqa: S311 - spreads retries, keeps no secret
-        # tenacity costs more than a short batch's whole protection, so only retries see it.
+        # tenacity costs more than a short batch's whole protection, so only retries see it, its import too.
+        from tenacity import Retrying, retry_if_exception, wait_random_exponential  # noqa: PLC0415
+
         most = self._policy.max_retries
         again = Retrying(
             stop=lambda state: state.attempt_number >= most or not self._may_retry(give_up),
-            wait=_RETRY_WAIT,
+            wait=wait_random_exponential(multiplier=_FIRST_RETRY_WAIT, max=_LONGEST_RETRY_WAIT),
             retry=retry_if_exception(self._may_pass),
             sleep=self._sleep,
             reraise=True,

@@ -15,13 +15,14 @@ from resilient_ai._inference.prompts import SharedTokens
 from resilient_ai._models.cards import InputType, ModelCard, Prompt
 from resilient_ai._serving.canary import CANARY_TEXTS
 from resilient_ai._serving.fallback import FallbackManager
+from resilient_ai._serving.gradual import GradualEncoder
 from resilient_ai._serving.heap import trim_heap
 from resilient_ai._serving.jobs import Lane
 from resilient_ai._serving.validation import CorruptAnswer, check_answer
 from resilient_ai.errors import ConfigurationError, InvalidInput, ModelCorrupt
 from resilient_ai.values import IntArray, Task, Tokens
 
-__all__ = ["Closable", "Encoder", "HostedModel", "has_room"]
+__all__ = ["BatchLimits", "Closable", "Encoder", "HostedModel", "close_encoder", "has_room"]
 
 
 class Encoder(Protocol):
@@ -170,6 +171,7 @@ class HostedModel:
     def close(self) -> None:
         if self._prober is not None:
             self._prober.close()
+        close_encoder(self._encoder)
         self.backend.close()
         trim_heap()
 
@@ -189,6 +191,12 @@ class HostedModel:
             shared=shared,
             outlook=self.backend.outlook,
         )
+
+
+def close_encoder(encoder: Encoder) -> None:
+    """End what an encoder may still do in the background."""
+    if isinstance(encoder, GradualEncoder):
+        encoder.close()
 
 
 def has_room(card: ModelCard, encoder: Encoder, prompt: Prompt) -> bool:

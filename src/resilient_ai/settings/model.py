@@ -110,7 +110,7 @@ class AISettings(BaseModel):
         1,
         2**24,
         "Most tokens in one batch on the CPU, padding included (rows x longest). OpenVINO takes four times "
-        "as many with small models.",
+        "as many with small models, and twice as many with large ones.",
     )
     start: Annotated[Literal["auto", "fast", "steady"], word] = setting(
         "auto",

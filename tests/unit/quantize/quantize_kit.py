@@ -43,6 +43,36 @@ def write_mlp(path, *, large_values=1.0, large_weights=1.0, half=False, words=WO
     )
 
 
+def write_block(path, *, gain=None, readers=1):
+    """Token ids to `token_embeddings` as a transformer's feed-forward part: normalise, matrix, GELU, matrix.
+
+    `gain` is that of the normalisation. With two `readers` the first product has another besides GELU.
+    """
+    rng = np.random.default_rng(11)
+    tensors = {
+        "table": rng.normal(size=(WORDS, HIDDEN)) + rng.normal(size=HIDDEN),
+        "gain": rng.uniform(0.5, 1.5, HIDDEN) if gain is None else gain,
+        "shift": rng.normal(size=HIDDEN),
+        "first": (rng.normal(size=(HIDDEN, WIDE)) + 0.2) / np.sqrt(HIDDEN),
+        "inner": rng.normal(size=WIDE),
+        "second": rng.normal(size=(WIDE, HIDDEN)) / np.sqrt(WIDE),
+        "outer": rng.normal(size=HIDDEN),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("LayerNormalization", ["x", "gain", "shift"], ["normed"], axis=-1),
+        helper.make_node("MatMul", ["normed", "first"], ["wide"]),
+        helper.make_node("BiasGelu", ["wide", "inner"], ["active"], domain="com.microsoft"),
+        helper.make_node("MatMul", ["active", "second"], ["narrow"]),
+        helper.make_node("Add", ["narrow", "outer"], ["projected"]),
+        helper.make_node("ReduceMean", ["wide"], ["mean"], axes=[-1]),
+        helper.make_node("Add", ["projected", "mean" if readers > 1 else "normed"], ["token_embeddings"]),
+    ]
+    if readers == 1:
+        del nodes[-2]
+    return write(path, nodes, {name: value.astype(np.float32) for name, value in tensors.items()})
+
+
 def write(path, nodes, tensors, *, external=False, output="token_embeddings", kind=TensorProto.FLOAT):
     """A graph from `input_ids`; its checker is not asked, for it does not know ONNX Runtime's operators."""
     graph = helper.make_graph(

@@ -52,7 +52,7 @@ def test_scales_cancel_out(seed, columns):
     apart = np.array(sorted(columns), np.int64)
     scales = rng.uniform(0.1, 10, 16).astype(np.float32)
     scales[apart] = 0
-    way = Treatment(asymmetric=True, columns=apart, scales=scales)
+    way = Treatment(columns=apart, scales=scales)
     found = (x * scales) @ way.weights_of(matrix) + x[:, apart] @ matrix[apart]
     np.testing.assert_allclose(found, x @ matrix, atol=1e-4)
 
@@ -64,7 +64,7 @@ def test_as_little_as_is_enough():
     weight = rng.normal(size=(HIDDEN, 32)).astype(np.float32)
     easy = choose_treatment(samples, weight, Recipe(name="easy", tolerance=0.05))
     assert easy is not None
-    assert (easy.asymmetric, easy.columns.size) == (False, 0)
+    assert (easy.zero, easy.columns.size) == (128, 0)
     hard = samples.copy()
     hard[:, 7] *= LARGE
     treated = choose_treatment(hard, weight, Recipe(name="hard", tolerance=0.02, columns=(1, 2, 4)))

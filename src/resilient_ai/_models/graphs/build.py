@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from resilient_ai._models.graphs.families import BUILDER_VERSION, FAMILIES, build_graph, source_names
 from resilient_ai._models.graphs.options import GraphOptions
 from resilient_ai._models.graphs.stamps import FileStamp, Record, still_same
@@ -207,6 +205,9 @@ def _writing_to(cache_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, timeout: float) -> Iterator[None]:
+    # Here, for a graph that is built already is used without a lock.
+    from filelock import FileLock, Timeout  # noqa: PLC0415
+
     try:
         lock = FileLock(path, timeout=timeout)
         lock.acquire()

@@ -12,9 +12,7 @@ from resilient_ai._models.graphs.tensors import Tensor
 from resilient_ai._models.graphs.weights import Weights
 from resilient_ai.errors import ConfigurationError, ModelCorrupt, ModelNotFound
 
-__all__ = ["CONFIG", "Checkpoint", "Config", "Dim", "read_object"]
-
-CONFIG = "config.json"
+__all__ = ["Checkpoint", "Config", "Dim", "read_object"]
 
 Dim = str | int | tuple[str, ...]
 """A size of a tensor: a field of the configuration, a number, or the product of several fields."""

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from resilient_ai._models.graphs import bert, mpnet, nomic_bert, qwen3, xlm_roberta
-from resilient_ai._models.graphs.checkpoint import CONFIG, Config
-from resilient_ai._models.graphs.graph import Graph
-from resilient_ai._models.graphs.m3_heads import M3_FILES
 from resilient_ai._models.graphs.options import GraphOptions
-from resilient_ai._models.graphs.weights import Weights, weight_files
+from resilient_ai._models.graphs.weights import CONFIG, M3_FILES, TOKENIZER, Weights, weight_files
 from resilient_ai.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from resilient_ai._models.graphs.checkpoint import Config
+    from resilient_ai._models.graphs.graph import Graph
 
 __all__ = ["BUILDER_VERSION", "FAMILIES", "BuildableFamily", "build_graph", "source_names"]
 
-BUILDER_VERSION: Final = "3"
+BUILDER_VERSION: Final = "4"
 """Raise it with every change that alters the graphs; cached ones are then made again."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildableFamily:
-    """An architecture: the `model_type`s its configurations may name, and its builder.
+    """An architecture: the `model_type`s its configurations may name, and the module that builds it.
 
     `has_multi` says that its models may have BGE-M3's further heads. `is_causal` that a token sees
     only those before it. `answers_from` is the file that a generative reranker's words are looked
@@ -32,19 +33,25 @@ class BuildableFamily:
     """
 
     model_types: tuple[str, ...]
-    build: Callable[[Config, Weights, GraphOptions], Graph]
+    module: str
     has_multi: bool = False
     is_causal: bool = False
     answers_from: str | None = None
 
+    def build(self, config: Config, weights: Weights, options: GraphOptions) -> Graph:
+        """The graph; its builder is imported now, for most starts find theirs built."""
+        builder = import_module(f"{__package__}.{self.module}")
+        graph: Graph = builder.build(config, weights, options)
+        return graph
+
 
 FAMILIES: Final[Mapping[str, BuildableFamily]] = MappingProxyType(
     {
-        "bert": BuildableFamily(("bert",), bert.build),
-        "xlm-roberta": BuildableFamily(("roberta", "xlm-roberta"), xlm_roberta.build, has_multi=True),
-        "mpnet": BuildableFamily(("mpnet",), mpnet.build),
-        "nomic-bert": BuildableFamily(("nomic_bert",), nomic_bert.build),
-        "qwen3": BuildableFamily(("qwen3",), qwen3.build, is_causal=True, answers_from=qwen3.TOKENIZER),
+        "bert": BuildableFamily(("bert",), "bert"),
+        "xlm-roberta": BuildableFamily(("roberta", "xlm-roberta"), "xlm_roberta", has_multi=True),
+        "mpnet": BuildableFamily(("mpnet",), "mpnet"),
+        "nomic-bert": BuildableFamily(("nomic_bert",), "nomic_bert"),
+        "qwen3": BuildableFamily(("qwen3",), "qwen3", is_causal=True, answers_from=TOKENIZER),
     }
 )
 
@@ -57,6 +64,8 @@ def build_graph(folder: Path, *, family: str, options: GraphOptions) -> Graph:
         ModelCorrupt: when configuration and weights are broken or contradict each other.
         ModelNotFound: when a file is missing.
     """
+    from resilient_ai._models.graphs.checkpoint import Config  # noqa: PLC0415 - as in `BuildableFamily.build`
+
     known = _family(family, options)
     config = Config(folder / CONFIG)
     config.choice("model_type", known.model_types)

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from resilient_ai._models.graphs.checkpoint import CONFIG, read_object
+from resilient_ai._models.graphs.checkpoint import read_object
 from resilient_ai._models.graphs.families import FAMILIES
-from resilient_ai._models.graphs.m3_heads import M3_FILES
 from resilient_ai._models.graphs.options import Head, Pooling
+from resilient_ai._models.graphs.weights import CONFIG, M3_FILES
 from resilient_ai.errors import ConfigurationError, ModelCorrupt
 
 __all__ = ["Identity", "identify"]

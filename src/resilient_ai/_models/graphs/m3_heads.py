@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from resilient_ai._models.graphs.checkpoint import Config, require_shape
 from resilient_ai._models.graphs.inputs import Inputs
 from resilient_ai._models.graphs.ops import FLOAT, GraphBuilder
 from resilient_ai._models.graphs.tensors import Tensor
 from resilient_ai._models.graphs.torch_files import read_torch_file
+from resilient_ai._models.graphs.weights import M3_FILES
 from resilient_ai.errors import ModelCorrupt, ModelNotFound
 
-__all__ = ["M3_FILES", "add_m3_outputs"]
+__all__ = ["add_m3_outputs"]
 
-_SPARSE: Final = "sparse_linear.pt"
-_COLBERT: Final = "colbert_linear.pt"
-
-M3_FILES: Final = (_SPARSE, _COLBERT)
-"""What the heads are read from, beside the weights of the model."""
+_SPARSE, _COLBERT = M3_FILES
 
 
 def add_m3_outputs(builder: GraphBuilder, config: Config, folder: Path, inputs: Inputs) -> None:

@@ -16,14 +16,11 @@ from resilient_ai._models.graphs.options import GraphOptions
 from resilient_ai._models.graphs.prefix import PrefixedAttention
 from resilient_ai._models.graphs.rotary import Rotary, rotary_base, stored_angles
 from resilient_ai._models.graphs.tensors import Tensor
-from resilient_ai._models.graphs.weights import Weights
+from resilient_ai._models.graphs.weights import TOKENIZER, Weights
 from resilient_ai.errors import ConfigurationError, ModelCorrupt
 from resilient_ai.values import FloatArray
 
-__all__ = ["TOKENIZER", "build"]
-
-TOKENIZER: Final = "tokenizer.json"
-"""Where the ids of a reranker's answers come from."""
+__all__ = ["build"]
 
 _EMBEDDINGS: Final = "embed_tokens.weight"
 

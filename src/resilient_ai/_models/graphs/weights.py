@@ -6,13 +6,20 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
-from resilient_ai._models.graphs.safetensors_files import read_safetensors
-from resilient_ai._models.graphs.tensors import Tensor
-from resilient_ai._models.graphs.torch_files import read_torch_file
 from resilient_ai.errors import ModelCorrupt, ModelNotFound
 
-__all__ = ["Weights", "weight_files"]
+if TYPE_CHECKING:
+    from resilient_ai._models.graphs.tensors import Tensor
+
+__all__ = ["CONFIG", "M3_FILES", "TOKENIZER", "Weights", "weight_files"]
+
+CONFIG: Final = "config.json"
+TOKENIZER: Final = "tokenizer.json"
+
+M3_FILES: Final = ("sparse_linear.pt", "colbert_linear.pt")
+"""Where BGE-M3 has the weights of its further heads."""
 
 _SOURCES = (
     "model.safetensors",
@@ -22,7 +29,7 @@ _SOURCES = (
 )
 """Where weights may lie; the first that is there counts."""
 
-_READERS = MappingProxyType({".safetensors": read_safetensors, ".bin": read_torch_file})
+_SUFFIXES: Final = (".safetensors", ".bin")
 
 
 class Weights:
@@ -41,8 +48,8 @@ class Weights:
         self.folder = folder
         tensors: dict[str, Tensor] = {}
         for file in weight_files(folder):
-            if file.suffix in _READERS:
-                tensors |= _READERS[file.suffix](file)
+            if file.suffix in _SUFFIXES:
+                tensors |= _read(file)
         self.tensors: Mapping[str, Tensor] = MappingProxyType(tensors)
 
     def __repr__(self) -> str:
@@ -68,12 +75,20 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return (file, *shards)
 
 
+def _read(file: Path) -> dict[str, Tensor]:
+    # Here, for a start whose graph is built already looks at the names of the files alone.
+    from resilient_ai._models.graphs.safetensors_files import read_safetensors  # noqa: PLC0415
+    from resilient_ai._models.graphs.torch_files import read_torch_file  # noqa: PLC0415
+
+    return read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
+
+
 def _shard_names(index: Path) -> list[str]:
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
         # A name with a path in it could lead anywhere on the disk.
         usable = bool(names) and all(
-            Path(name).name == name and Path(name).suffix in _READERS for name in names
+            Path(name).name == name and Path(name).suffix in _SUFFIXES for name in names
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise _broken(index, f"is not an index of weights ({exc!r})") from exc

@@ -27,9 +27,10 @@ speed, a faster start, and a third of the memory while building (docs/decisions.
 _OPSET = 17
 _IR_VERSION = 8
 # Parts of a file can be mapped into memory from page borders only. Pages have 4 KiB on most machines
-# and 64 KiB at most; large tensors stand where any of them can map and share them.
-_PAGE, _LARGEST_PAGE = 4096, 65536
-_LARGE = 2**20
+# and 64 KiB at most; large tensors stand where any of them can map and share them, and the largest
+# where a system that joins pages into huge ones of 2 MiB can do so.
+_BORDERS = ((0, 4096), (2**20, 65536), (2**22, 2**21))
+"""From how many bytes on a tensor begins at a multiple of how many."""
 # What is smaller stays in the graph file: shapes and axes are needed before weights are mapped.
 _SMALL = 1024
 
@@ -55,7 +56,7 @@ def write_graph(graph: Graph, path: Path, *, inline_limit: int = INLINE_LIMIT) -
         tensors = [_inline(initializer) for initializer in graph.initializers]
     else:
         with files[0].open("wb") as stream:
-            tensors = list(_external(graph, stream, files[0].name))
+            tensors = _external(graph, stream, files[0].name)
     path.write_bytes(_model(graph, tensors).SerializeToString(deterministic=True))
 
 
@@ -99,23 +100,33 @@ def _inline(initializer: Initializer) -> TensorProto:
     return tensor
 
 
-def _external(graph: Graph, stream: BinaryIO, location: str) -> Iterator[TensorProto]:
-    """Write the large weights to `stream`, one after another, and point at them."""
+def _external(graph: Graph, stream: BinaryIO, location: str) -> list[TensorProto]:
+    """Write the weights to `stream`, one after another, and point at them.
+
+    Those with the widest borders come last, so that the small ones leave no gaps between them.
+    """
+    written = {
+        each.name: _inline(each) if each.nbytes < _SMALL else _written(each, stream, location)
+        for each in sorted(graph.initializers, key=_border)
+    }
+    return [written[each.name] for each in graph.initializers]
+
+
+def _written(initializer: Initializer, stream: BinaryIO, location: str) -> TensorProto:
     from onnx import TensorProto  # noqa: PLC0415
 
-    for initializer in graph.initializers:
-        if initializer.nbytes < _SMALL:
-            yield _inline(initializer)
-            continue
-        border = _LARGEST_PAGE if initializer.nbytes >= _LARGE else _PAGE
-        stream.write(b"\0" * (-stream.tell() % border))
-        place = {"location": location, "offset": stream.tell(), "length": initializer.nbytes}
-        stream.writelines(_content(initializer))
-        tensor = _empty(initializer)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
-        yield tensor
+    stream.write(b"\0" * (-stream.tell() % _border(initializer)))
+    place = {"location": location, "offset": stream.tell(), "length": initializer.nbytes}
+    stream.writelines(_content(initializer))
+    tensor = _empty(initializer)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _border(initializer: Initializer) -> int:
+    return max(border for least, border in _BORDERS if initializer.nbytes >= least)
 
 
 def _empty(initializer: Initializer) -> TensorProto:

@@ -2,8 +2,8 @@
 
 ::
 
-    fp32 .onnx --source--> products --sampling, outliers--> ways --rewriting--> int8 .onnx (+ .data)
-                                                                   agreement --> QuantizationReport
+    fp32 .onnx --source--> products --knowledge, sampling, outliers--> ways --rewriting-->
+        int8 .onnx (+ .data) --agreement--> QuantizationReport
 """
 
 from resilient_ai._models.quantize.agreement import measure

@@ -13,17 +13,17 @@ set channels apart their values are multiplied by 0 anyhow, so other factors cos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_ai._models.quantize.integers import quantize_columns
+from resilient_ai._models.quantize.integers import HIGHEST, TINY, Int8Array, quantize_columns
 from resilient_ai._models.quantize.recipes import Recipe
 from resilient_ai.values import FloatArray, IntArray
 
-__all__ = ["PLAIN", "Treatment", "choose_treatment", "product_error"]
+__all__ = ["EVEN", "PLAIN", "FixedSum", "Treatment", "choose_treatment", "product_error"]
 
 _SLACK: Final = 1.15
 """More columns are not worth it where they lower the error by less than this factor."""
@@ -39,19 +39,78 @@ _LEAST_SHARE: Final = 1e-4
 """A channel counts as having at least this share of the largest, for some are always 0."""
 
 
+_MOST_RAISED: Final = np.float32(1.5)
+"""The largest scale where values have a floor, for it is made that much deeper."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FixedSum:
+    """The channels of every row, each by its number in `weights`, add up to `total`."""
+
+    weights: FloatArray
+    total: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Treatment:
     """How the rows of one value are turned into integers.
 
     `columns` are the channels multiplied in float32, sorted. `scales` is what each channel is
     multiplied by before, and its weights divided by; 0 for those columns, None for 1 everywhere.
-    `asymmetric` spends the integers between a row's least and largest value instead of evenly
-    around 0.
+
+    `zero` is the integer that stands for 0. With None it is each row's least value that becomes the
+    integer 0, which is the finest, but what that value is worth must be added to a product again,
+    unless a `fixed_sum` is known. With `floor` no value is ever below that, so that the integers
+    beneath `zero` are for what lies between. Without, `zero` is in the middle.
     """
 
-    asymmetric: bool
+    zero: int | None = None
+    floor: float | None = None
+    fixed_sum: FixedSum | None = None
     columns: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
     scales: FloatArray | None = None
+
+    @property
+    def levels(self) -> int:
+        """The integers from that of 0, or of a row's least value, to that of its largest."""
+        return HIGHEST if self.zero is None else HIGHEST - self.zero
+
+    @property
+    def least_span(self) -> float:
+        """What `levels` are worth at least: the integers beneath `zero` have to reach the floor."""
+        if not self.zero or not self.floor:
+            return TINY
+        return max(TINY, -self.floor / self.zero * self.levels)
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether what the rows' least values are worth has to be added to products."""
+        return self.zero is None and self.fixed_sum is None
+
+    def treating(self, columns: IntArray, scales: FloatArray) -> Treatment:
+        """The same with channels apart and the others scaled, as fine as may be.
+
+        To add what the least values are worth costs little where columns are multiplied beside.
+        """
+        if self.floor is None:
+            return replace(self, zero=None, columns=columns, scales=scales)
+        scales = np.minimum(scales, _MOST_RAISED)
+        return replace(self, floor=self.floor * float(scales.max()), columns=columns, scales=scales)
+
+    def leveled(self, matrix: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+        """A matrix that gives the same products, and the row that has to be added to them for that.
+
+        With a `fixed_sum` the columns of its integers add up to 0, so that products do not change
+        when a row as a whole is shifted; without, it is the matrix, and zeros.
+        """
+        matrix = np.asarray(matrix, np.float32)
+        if self.fixed_sum is None:
+            return matrix, np.zeros(matrix.shape[1], np.float32)
+        weights = self.fixed_sum.weights
+        # As the integers see it: by the scales, and without the columns.
+        share = self.weights_of(matrix).sum(axis=0) / self.weights_of(weights[:, None]).sum()
+        leveled = matrix - weights[:, None] * share
+        return leveled, np.asarray(share * self.fixed_sum.total, np.float32)
 
     def weights_of(self, matrix: NDArray[Any]) -> FloatArray:
         """What becomes integers of a matrix, a copy: its rows by their scales, 0 for the columns."""
@@ -61,25 +120,35 @@ class Treatment:
             rest /= np.where(self.scales > 0, self.scales, 1)[:, None]
         return rest
 
+    def integers_of(self, matrix: NDArray[Any]) -> tuple[Int8Array, FloatArray]:
+        """The integers of a leveled matrix, and the scales of its columns."""
+        return quantize_columns(self.weights_of(matrix), level=self.fixed_sum is not None)
 
-PLAIN: Final = Treatment(asymmetric=True)
+
+PLAIN: Final = Treatment()
 """What suits a value of which nothing is known."""
 
+EVEN: Final = Treatment(zero=128)
+"""What suits values that prefer no sign: nearly as fine as `PLAIN`, and nothing has to be added."""
 
-def choose_treatment(samples: FloatArray, weight: NDArray[Any], recipe: Recipe) -> Treatment | None:
+
+def choose_treatment(
+    samples: FloatArray, weight: NDArray[Any], recipe: Recipe, known: Treatment = PLAIN
+) -> Treatment | None:
     """The cheapest treatment that is good enough, found by trying each on sample rows.
 
     Args:
         samples: some rows of the value, (rows, in).
         weight: every matrix that it is multiplied with, side by side, (in, out).
         recipe: what is good enough, and the numbers of columns to try; it must have a tolerance.
+        known: what suits the value by what made it.
 
     Returns:
         None when no treatment comes near the float32 product.
     """
     assert recipe.tolerance is not None
     errors: list[float] = []
-    ways = _ways(samples, weight, recipe)
+    ways = _ways(samples, weight, recipe, known)
     for way in ways:
         errors.append(product_error(samples, weight, way))
         if errors[-1] <= recipe.tolerance:
@@ -90,17 +159,17 @@ def choose_treatment(samples: FloatArray, weight: NDArray[Any], recipe: Recipe) 
     return next(way for way, error in zip(ways, errors, strict=True) if error <= _SLACK * least)
 
 
-def _ways(samples: FloatArray, weight: NDArray[Any], recipe: Recipe) -> list[Treatment]:
+def _ways(samples: FloatArray, weight: NDArray[Any], recipe: Recipe, known: Treatment) -> list[Treatment]:
     """The treatments to try, the cheapest first."""
     sizes, most = np.abs(samples).max(axis=0), max(recipe.columns, default=0)
     scales = _balancing(sizes, np.abs(weight).max(axis=1))
     spoiling = _spoiling_rows(np.abs(weight) / scales[:, None], most // 2)
-    ways = [Treatment(asymmetric=False)]
+    ways = [EVEN if known.is_corrected else known]
     for count in recipe.columns:
         columns = _with_largest(sizes * scales, spoiling[: count // 2], count)
         own = scales.copy()
         own[columns] = 0
-        ways.append(Treatment(asymmetric=True, columns=columns, scales=own))
+        ways.append(known.treating(columns, own))
     return ways
 
 
@@ -143,20 +212,20 @@ def product_error(samples: FloatArray, weight: NDArray[Any], way: Treatment) -> 
     """How far a product's rows move, as a share of their lengths; root mean square over the rows."""
     exact = samples @ weight
     rest = samples if way.scales is None else samples * way.scales
-    values, scales = quantize_columns(way.weights_of(weight))
-    moved = _rounded(rest, asymmetric=way.asymmetric) @ (values * scales)
-    moved += samples[:, way.columns] @ weight[way.columns]
+    leveled, offset = way.leveled(weight)
+    values, scales = way.integers_of(leveled)
+    moved = _rounded(rest, way) @ (values * scales)
+    moved += samples[:, way.columns] @ leveled[way.columns] + offset
     lengths = np.maximum(np.linalg.norm(exact, axis=1), np.finfo(np.float32).tiny)
     shares = np.linalg.norm(moved - exact, axis=1) / lengths
     return float(np.sqrt(np.mean(shares**2)))
 
 
-def _rounded(rows: FloatArray, *, asymmetric: bool) -> FloatArray:
+def _rounded(rows: FloatArray, way: Treatment) -> FloatArray:
     """What is left of rows after they have been integers."""
-    tiny = np.finfo(np.float32).tiny
-    if asymmetric:
-        low = rows.min(axis=1, keepdims=True)
-        step = np.maximum(rows.max(axis=1, keepdims=True) - low, tiny) / 255
-        return np.asarray(np.rint((rows - low) / step) * step + low)
-    step = np.maximum(np.abs(rows).max(axis=1, keepdims=True), tiny) / 127
-    return np.asarray(np.rint(rows / step) * step)
+    high, low = rows.max(axis=1, keepdims=True), rows.min(axis=1, keepdims=True)
+    base = low if way.zero is None else np.zeros_like(low)
+    span = high - base if way.zero is None or way.floor is not None else np.maximum(high, -low)
+    step = np.maximum(span, way.least_span) / way.levels
+    integers = np.clip(np.rint((rows - base) / step), -(way.zero or 0), way.levels)
+    return np.asarray(integers * step + base)

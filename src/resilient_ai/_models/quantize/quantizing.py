@@ -14,6 +14,7 @@ import numpy as np
 from resilient_ai._models.graphs.writing import INLINE_LIMIT
 from resilient_ai._models.landing import land, make_folder, require_space, writing
 from resilient_ai._models.locks import exclusive
+from resilient_ai._models.quantize.knowledge import treatments
 from resilient_ai._models.quantize.outliers import PLAIN, Treatment, choose_treatment
 from resilient_ai._models.quantize.products import Product, Replacement, find_replacements
 from resilient_ai._models.quantize.recipes import Recipe, recipe_of
@@ -113,14 +114,16 @@ def _ways(
 ) -> Mapping[str, Treatment]:
     """How each value that products read is turned into integers; those left out stay float32."""
     readers = _readers(replacements)
+    by_maker = treatments(graph)
+    known = {name: by_maker.get(name, PLAIN) for name in readers}
     if not recipe.looks:
-        return dict.fromkeys(readers, PLAIN)
+        return known
     if open_graph is None:
         raise ConfigurationError(f"Recipe {recipe.name!r} has to run the graph; give it `open_graph`.")
     texts = invent_texts(graph) if samples is None else samples
     values = sample_values(graph, list(readers), texts, open_graph, folder)
     chosen = (
-        (name, choose_treatment(values.pop(name), _side_by_side(graph, products), recipe))
+        (name, choose_treatment(values.pop(name), _side_by_side(graph, products), recipe, known[name]))
         for name, products in readers.items()
     )
     ways = {name: way for name, way in chosen if way is not None}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resilient_ai._models.graphs.graph import CONTRIB
+from resilient_ai._models.quantize.biases import Biases
 from resilient_ai._models.quantize.integers import row_error
 from resilient_ai._models.quantize.outliers import Treatment
-from resilient_ai._models.quantize.products import Replacement, find_tables
+from resilient_ai._models.quantize.products import Product, Replacement, find_tables
 from resilient_ai._models.quantize.recipes import Recipe
 from resilient_ai._models.quantize.rowwise import RowwiseNodes
 from resilient_ai._models.quantize.source import SourceGraph
@@ -55,6 +57,18 @@ class Plan:
         }
         return cls(taken, tables, ways)
 
+    def nodes_that_stay(self, source: SourceGraph) -> Iterator[NodeProto]:
+        """Those that are not replaced, and those that follow the products of those that are."""
+        for node in source.model.graph.node:
+            replacement = self.replacements.get(node.output[0]) if node.output else None
+            yield from (node,) if replacement is None else replacement.after
+
+    def reads(self, source: SourceGraph) -> Iterator[str]:
+        """What is read by the products that come, and by whoever asks the graph."""
+        for replacement in self.replacements.values():
+            yield from (product.x for product in replacement.products)
+        yield from (port.name for port in source.model.graph.output)
+
     def nbytes(self, source: SourceGraph) -> int:
         """About how many bytes the weights will have."""
         shrunk = {product.weight for each in self.replacements.values() for product in each.products}
@@ -79,20 +93,32 @@ def rewrite(source: SourceGraph, plan: Plan, recipe: Recipe, path: Path, data: P
 
 def _rewritten(source: SourceGraph, plan: Plan, weights: WeightFile) -> list[NodeProto]:
     made = RowwiseNodes(weights.add, opset=source.opset)
+    stay = list(plan.nodes_that_stay(source))
+    biases = Biases(source, stay, [*_reads(stay), *plan.reads(source)])
     for node in source.model.graph.node:
         out = node.output[0] if node.output else ""
         if out in plan.replacements:
             replacement = plan.replacements[out]
             for product in replacement.products:
-                way = plan.ways[product.x]
-                matrix = product.matrix(source)
-                made.product(product.x, matrix, way, bias=product.bias, out=product.out)
-            made.nodes.extend(replacement.after)
+                _multiply(made, product, product.matrix(source), plan.ways[product.x], biases)
+            made.nodes.extend(biases.settle(after, weights.add) for after in replacement.after)
         elif out in plan.tables:
             made.table(source.load(node.input[0]), node.input[1], out=out)
         else:
-            made.nodes.append(node)
+            made.nodes.append(biases.settle(node, weights.add))
     return made.nodes
+
+
+def _multiply(
+    made: RowwiseNodes, product: Product, matrix: NDArray[Any], way: Treatment, biases: Biases
+) -> None:
+    leveled, offset = way.leveled(matrix)
+    added = [product.bias] if product.bias else []
+    if offset.any() and biases.takes(product.out, len(offset)):
+        biases.defer(product.out, offset)
+    elif offset.any():
+        added.append(made.keep(f"{product.out}/int8/offset", offset))
+    made.product(product.x, leveled, way, added=added, out=product.out)
 
 
 def _keep_the_rest(source: SourceGraph, nodes: Iterable[NodeProto], weights: WeightFile) -> None:

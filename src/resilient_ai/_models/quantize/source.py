@@ -62,6 +62,11 @@ class SourceGraph:
         tensor = self.tensors.get(name)
         return tensor is not None and len(tensor.dims) == 2 and tensor.data_type == 1  # noqa: PLR2004
 
+    def is_vector(self, name: str) -> bool:
+        """Whether a name is that of a stored float32 tensor of one dimension."""
+        tensor = self.tensors.get(name)
+        return tensor is not None and len(tensor.dims) == 1 and tensor.data_type == 1
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].dims)
 
