@@ -20,9 +20,9 @@ from resilient_ai._models.quantize.agreement import measure
 from resilient_ai._models.quantize.quantizing import quantize_graph
 from resilient_ai._models.quantize.report import QuantizationReport
 from resilient_ai._models.quantize.sampling import OpenGraph, RunGraph
-from resilient_ai._serving.assembly import make_encoder
 from resilient_ai._serving.canary import CANARY_TEXTS
 from resilient_ai._serving.choosing import GraphChoice, choose_graph
+from resilient_ai._serving.encoders import make_encoder
 from resilient_ai.errors import InvalidInput
 from resilient_ai.values import Task, Tokens
 

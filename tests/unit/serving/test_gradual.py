@@ -14,7 +14,7 @@ from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import ModelCard
 from resilient_ai._models.installed import InstalledModel
 from resilient_ai._serving import gradual
-from resilient_ai._serving.assembly import make_gradual_encoder
+from resilient_ai._serving.encoders import make_gradual_encoder
 from resilient_ai._serving.gradual import GradualEncoder, keep_index, read_index
 
 CARD = ModelCard(

@@ -9,9 +9,9 @@ import pytest
 from resilient_ai._inference.tokens import TextEncoder
 from resilient_ai._models.cards import ModelCard, PairPrompt
 from resilient_ai._models.installed import InstalledModel
-from resilient_ai._serving.assembly import make_encoder
 from resilient_ai._serving.cache import VectorCache
 from resilient_ai._serving.calls import EmbedCall, RerankCall
+from resilient_ai._serving.encoders import make_encoder
 from resilient_ai._serving.fallback import FallbackManager
 from resilient_ai._serving.hosting import HostedModel
 from resilient_ai.errors import ConfigurationError, InvalidInput
