@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
 import stream_memory
 from minilm import open_service
 from speed.bench import Bench
+from speed.encoders import ROOFLINE
+from speed.guests import Guest
 
-__all__ = ["measure"]
+__all__ = ["drift", "measure"]
 
 _CHUNK = 256
 
 
 def measure(bench: Bench) -> None:
     count = bench.scaled(1_000_000 if bench.full else 60_000, 5_000)
-    with open_service() as service:
-        samples = stream_memory.watch(service, texts=count, chunk=_CHUNK, seed=bench.seed)
-    bench.report.table("A stream of short texts", [stream_memory.row(sample) for sample in samples])
-    warm = samples[1:]
-    # A tenth of the stream at a time, so that a moment's load of the machine is not taken for growth.
-    pieces = [
-        (late.seconds - early.seconds) / (late.texts - early.texts)
-        for early, late in zip(warm[::2], warm[2::2], strict=False)
+    products: list[float] = []
+    with Guest(replace(ROOFLINE, options={"threads": bench.threads})) as guest, open_service() as service:
+
+        def between() -> None:
+            started = time.perf_counter()
+            guest.run("multiply")
+            products.append(time.perf_counter() - started)
+
+        samples = stream_memory.watch(service, texts=count, chunk=_CHUNK, seed=bench.seed, between=between)
+    rows = [
+        {**stream_memory.row(sample), "large product s": product}
+        for sample, product in zip(samples, products, strict=True)
     ]
-    first, last = (
-        sum(part) / len(part) for part in (pieces[: len(pieces) // 3], pieces[-len(pieces) // 3 :])
-    )
-    bench.add("linear", abs(last / first - 1), note=f"{count:,} texts; last third against the first")
+    bench.report.table("A stream of short texts", rows)
+    seconds = [sample.seconds for sample in samples]
+    apart = drift([sample.texts for sample in samples], seconds, products)
+    plain = drift([sample.texts for sample in samples], seconds, [1.0] * len(samples))
+    told = f"{count:,} texts, last third against the first; {plain:.1%} in seconds"
+    bench.add("linear", apart, note=told)
+    warm = samples[1:]
     growth = max(sample.rss_mb for sample in warm) - warm[0].rss_mb
     bench.add("flat", growth, note=f"{warm[0].rss_mb:.0f} to {warm[-1].rss_mb:.0f} MB")
+
+
+def drift(texts: Sequence[int], seconds: Sequence[float], products: Sequence[float]) -> float:
+    """How far the last third's cost of a text is from the first's, in large products timed around it.
+
+    What other machines on the same processor do changes within minutes, and both alike. The first piece
+    is warm-up.
+    """
+    costs = [
+        (seconds[place + 1] - seconds[place])
+        / (texts[place + 1] - texts[place])
+        / ((products[place] + products[place + 1]) / 2)
+        for place in range(1, len(texts) - 1)
+    ]
+    third = max(1, len(costs) // 3)
+    first, last = (sum(part) / len(part) for part in (costs[:third], costs[-third:]))
+    return abs(last / first - 1)
