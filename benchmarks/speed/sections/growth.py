@@ -34,10 +34,11 @@ def measure(bench: Bench) -> None:
     ]
     bench.report.table("A stream of short texts", rows)
     seconds = [sample.seconds for sample in samples]
-    apart = drift([sample.texts for sample in samples], seconds, products)
-    plain = drift([sample.texts for sample in samples], seconds, [1.0] * len(samples))
-    told = f"{count:,} texts, last third against the first; {plain:.1%} in seconds"
-    bench.add("linear", apart, note=told)
+    texts = [sample.texts for sample in samples]
+    beside, alone = drift(texts, seconds, products), drift(texts, seconds, [1.0] * len(samples))
+    told = f"{count:,} texts, last third against the first; {alone:.1%} in seconds, {beside:.1%} in products"
+    # A machine that changes shows in seconds alone, and the noise of the products in these alone.
+    bench.add("linear", min(beside, alone), note=told)
     warm = samples[1:]
     growth = max(sample.rss_mb for sample in warm) - warm[0].rss_mb
     bench.add("flat", growth, note=f"{warm[0].rss_mb:.0f} to {warm[-1].rss_mb:.0f} MB")
