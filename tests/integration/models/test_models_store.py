@@ -417,8 +417,9 @@ def test_unknown_repository_is_explained(store, server, hub):
     assert len(server.requests) == 1
 
 
-# Root may write anywhere, so root becomes nobody; after the imports, which nobody may not read.
-PULL_AS_NOBODY = PULL.replace("arguments = ", "import os; os.geteuid() or os.setuid(65534)\narguments = ", 1)
+# Root may write anywhere, so root becomes nobody; after the imports, late ones too, which nobody may not read.
+_BECOME_NOBODY = "import os, filelock; os.geteuid() or os.setuid(65534)"
+PULL_AS_NOBODY = PULL.replace("arguments = ", f"{_BECOME_NOBODY}\narguments = ", 1)
 
 
 @pytest.mark.slow
