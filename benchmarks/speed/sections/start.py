@@ -17,7 +17,7 @@ def measure(bench: Bench) -> None:
     everybody = contestants(bench)
     with invited(everybody, bench.absent) as guests:
         coming = [_lazy(each) for each in everybody if each.name in guests]
-    timings, memory = cold_starts(coming, "a first text", rounds=bench.scaled(7 if bench.full else 5))
+    timings, memory = cold_starts(coming, "a first text", rounds=bench.scaled(7 if bench.full else 4))
     rows = [
         {
             "contestant": name,
