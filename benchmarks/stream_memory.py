@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -47,30 +46,17 @@ def main() -> int:
     return report.exit_code
 
 
-def watch(
-    service: rai.AIService,
-    *,
-    texts: int,
-    chunk: int,
-    seed: int,
-    between: Callable[[], object] = lambda: None,
-) -> list[Sample]:
-    """Stream all texts; a sample at the start, after each twentieth and at the end.
-
-    After each sample `between` is called, which is not counted.
-    """
+def watch(service: rai.AIService, *, texts: int, chunk: int, seed: int) -> list[Sample]:
+    """Stream all texts; a sample at the start, after each twentieth and at the end."""
     process = psutil.Process()
-    samples = [Sample(0, 0.0, process.memory_info().rss / 1e6)]
-    between()
     started = time.perf_counter()
+    samples = [Sample(0, 0.0, process.memory_info().rss / 1e6)]
     done = 0
     for part in service.embed_stream(short_texts(texts, seed=seed), chunk_size=chunk):
         done += len(part)
         if done >= len(samples) * texts / SAMPLES:
             elapsed = time.perf_counter() - started
             samples.append(Sample(done, elapsed, process.memory_info().rss / 1e6))
-            between()
-            started = time.perf_counter() - elapsed
     if done != texts:
         raise AssertionError(f"{texts} texts went in, {done} came out")
     return samples

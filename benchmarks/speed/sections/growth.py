@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 
+import resilient_ai as rai
 import stream_memory
+from harness import interleave, ratio
 from minilm import open_service
 from speed.bench import Bench
-from speed.encoders import ROOFLINE
-from speed.guests import Guest
+from speed.measures import spread_of_ratio
+from texts import short_texts
 
-__all__ = ["drift", "measure"]
+__all__ = ["measure"]
 
 _CHUNK = 256
+_SAME, _ROUNDS = 3_000, 9
+OLD, NEW = "after the stream", "a new service"
 
 
 def measure(bench: Bench) -> None:
+    """What the machine itself does within minutes is more than a few per cent, in either direction.
+
+    So the service that has served the stream is compared with a new one, in turns.
+    """
     count = bench.scaled(1_000_000 if bench.full else 60_000, 5_000)
-    products: list[float] = []
-    with Guest(replace(ROOFLINE, options={"threads": bench.threads})) as guest, open_service() as service:
-
-        def between() -> None:
-            started = time.perf_counter()
-            guest.run("multiply")
-            products.append(time.perf_counter() - started)
-
-        samples = stream_memory.watch(service, texts=count, chunk=_CHUNK, seed=bench.seed, between=between)
+    with open_service() as service:
+        samples = stream_memory.watch(service, texts=count, chunk=_CHUNK, seed=bench.seed)
+        with open_service() as fresh:
+            contestants = {OLD: partial(_drain, service, bench.seed), NEW: partial(_drain, fresh, bench.seed)}
+            timings = interleave(contestants, rounds=_ROUNDS, warm_up=2)
+    bench.report.table("A stream of short texts", [stream_memory.row(sample) for sample in samples])
+    old, new = timings[OLD], timings[NEW]
     rows = [
-        {**stream_memory.row(sample), "large product s": product}
-        for sample, product in zip(samples, products, strict=True)
+        {"service": timing.name, "seconds": timing.median, "spread": timing.spread} for timing in (old, new)
     ]
-    bench.report.table("A stream of short texts", rows)
-    seconds = [sample.seconds for sample in samples]
-    texts = [sample.texts for sample in samples]
-    beside, alone = drift(texts, seconds, products), drift(texts, seconds, [1.0] * len(samples))
-    told = f"{count:,} texts, last third against the first; {alone:.1%} in seconds, {beside:.1%} in products"
-    # A machine that changes shows in seconds alone, and the noise of the products in these alone.
-    bench.add("linear", min(beside, alone), note=told)
+    bench.report.table(f"{_SAME:,} texts more, in turns", rows)
+    bench.add("linear", abs(ratio(old, new) - 1), spread=spread_of_ratio(old, new), note=f"{count:,} texts")
     warm = samples[1:]
     growth = max(sample.rss_mb for sample in warm) - warm[0].rss_mb
     bench.add("flat", growth, note=f"{warm[0].rss_mb:.0f} to {warm[-1].rss_mb:.0f} MB")
 
 
-def drift(texts: Sequence[int], seconds: Sequence[float], products: Sequence[float]) -> float:
-    """How far the last third's cost of a text is from the first's, in large products timed around it.
-
-    What other machines on the same processor do changes within minutes, and both alike. The first piece
-    is warm-up.
-    """
-    costs = [
-        (seconds[place + 1] - seconds[place])
-        / (texts[place + 1] - texts[place])
-        / ((products[place] + products[place + 1]) / 2)
-        for place in range(1, len(texts) - 1)
-    ]
-    third = max(1, len(costs) // 3)
-    first, last = (sum(part) / len(part) for part in (costs[:third], costs[-third:]))
-    return abs(last / first - 1)
+def _drain(service: rai.AIService, seed: int) -> None:
+    for _ in service.embed_stream(short_texts(_SAME, seed=seed), chunk_size=_CHUNK):
+        pass

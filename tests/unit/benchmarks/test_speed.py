@@ -21,7 +21,6 @@ from speed.measures import agreement, overlap, spread_of_ratio
 from speed.profile import summarise
 from speed.report import render
 from speed.sections import FULL
-from speed.sections.growth import drift
 from speed.targets import TARGETS, Figure, Target, judge
 
 FAST_ENOUGH = Target("minilm", "fp32/torch", "fp32 against torch", 2.7, least=True)
@@ -75,15 +74,6 @@ def test_what_is_read_once_is_counted_once():
     """For a causal model, a beginning and what follows it cost together what the whole text costs."""
     whole = QWEN3_06B.flop([88 + 111])
     assert QWEN3_06B.flop([88]) + QWEN3_06B.flop([111], before=88) == pytest.approx(whole)
-
-
-def test_a_machine_that_changes_is_no_growth():
-    """A cost that follows the machine's own speed has not grown; one that grows beside it has."""
-    texts = [0, 5, 10, 15, 20, 25, 30]
-    slowing = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
-    seconds = [0.0, 9.0, 10.0, 11.0, 12.5, 14.5, 16.5]
-    assert drift(texts, seconds, slowing) == pytest.approx(0)
-    assert drift(texts, seconds, [1.0] * 7) == pytest.approx(1)
 
 
 def test_agreement_is_that_of_the_worst_text():
