@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from harness import Timing
 from speed.guests import Guest, Invitation
 
-__all__ = ["agreement", "cold_start", "cold_starts", "latencies", "latency_row", "overlap", "spread_of_ratio"]
+__all__ = [
+    "agreement",
+    "cold_start",
+    "cold_starts",
+    "fastest",
+    "latencies",
+    "latency_row",
+    "overlap",
+    "spread_of_ratio",
+]
 
 Vectors = NDArray[np.float32]
 
@@ -85,6 +94,13 @@ def cold_start(invitation: Invitation, text: str) -> tuple[float, dict[str, floa
         guest.hold(text=[text])
         guest.run("embed", "text")
         return time.perf_counter() - started, guest.memory()
+
+
+def fastest(timings: Mapping[str, Timing], *names: str) -> str:
+    """Who of these was the fastest; the first named where nobody of them took part."""
+    return min(
+        (name for name in names if name in timings), key=lambda name: timings[name].median, default=names[0]
+    )
 
 
 def latency_row(timing: Timing) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from speed.contestants import Unavailable
 from speed.corpus import mixed_passages, questions, token_lengths
 from speed.encoders import ROOFLINE, Found, race, share_of_peak
 from speed.guests import Guest, GuestFailed, Invitation, invited
-from speed.measures import latencies, latency_row
+from speed.measures import fastest, latencies, latency_row
 from speed.profile import profile_model
 
 __all__ = ["measure_large", "write_model"]
@@ -83,9 +83,5 @@ def _judge(bench: Bench, found: Found, flop: float) -> None:
     bench.times_as_fast("fast/fp32", timings, FAST, OURS, wrong=wrong.get(FAST, ""))
     theirs = f"torch bf16 has {found.cosines[BF16]:.6f}" if BF16 in found.cosines else ""
     bench.add("fast cosine", found.cosines.get(FAST), note=theirs)
-    best = min(
-        (name for name in (INT8, INT8_FAST) if name in timings),
-        key=lambda name: timings[name].median,
-        default=INT8,
-    )
+    best = fastest(timings, INT8, INT8_FAST)
     bench.times_as_fast("int8/torch", timings, best, TORCH, wrong=wrong.get(best, ""))

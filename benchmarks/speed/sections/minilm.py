@@ -16,7 +16,7 @@ from speed.corpus import mixed_passages, questions, sources, token_lengths
 from speed.encoders import ROOFLINE, Found, race, share_of_peak
 from speed.flops import MINILM
 from speed.guests import Guest, GuestFailed, Invitation, invited
-from speed.measures import latencies, latency_row
+from speed.measures import fastest, latencies, latency_row
 from speed.profile import profile_model
 
 __all__ = ["FASTEMBED", "ONNX", "TORCH", "contestants", "measure"]
@@ -102,11 +102,7 @@ def _judge_throughput(bench: Bench, found: Found, flop: float) -> None:
     bench.times_as_fast("fast/torch", timings, FAST, TORCH, wrong=wrong.get(FAST, ""))
     bench.add("fast cosine", found.cosines.get(FAST))
     bench.add("fast overlap", found.overlaps.get(FAST))
-    best = min(
-        (name for name in (INT8, INT8_FAST) if name in timings),
-        key=lambda name: timings[name].median,
-        default=INT8,
-    )
+    best = fastest(timings, INT8, INT8_FAST)
     bench.times_as_fast("int8/torch", timings, best, TORCH, wrong=wrong.get(best, ""))
 
 
@@ -115,8 +111,7 @@ def _judge_queries(bench: Bench, timings: Mapping[str, Timing]) -> None:
     bench.report.table(
         f"One question alone, {len(timings[TORCH].seconds)} of them, in turns of {_BLOCK}", rows
     )
-    fast = [name for name in (FAST, INT8, INT8_FAST) if name in timings]
-    best = min(fast, key=lambda name: timings[name].median, default=FAST)
+    best = fastest(timings, FAST, INT8, INT8_FAST)
     for figure, name in (("query fp32", OURS), ("query fast", best)):
         if name in timings:
             bench.add(figure, timings[name].median / timings[TORCH].median, note=name)

@@ -14,6 +14,7 @@ from speed.checkpoints import LARGE
 from speed.contestants.gemm import FLOP
 from speed.encoders import ROOFLINE, share_of_peak
 from speed.guests import GuestFailed, Invitation, invited
+from speed.measures import fastest
 from speed.profile import profile_reranker
 from speed.sections.large import write_model
 from texts import load_xquad
@@ -113,11 +114,7 @@ def _tell(bench: Bench, found: _Found, documents: int) -> None:
 
 def _judge(bench: Bench, found: _Found) -> None:
     timings = found.timings
-    best = min(
-        (name for name in (INT8, INT8_FAST) if name in timings),
-        key=lambda name: timings[name].median,
-        default=INT8,
-    )
+    best = fastest(timings, INT8, INT8_FAST)
     contests = (
         ("fp32/naive", OURS, NAIVE, f"{_limit(found):.3g} x if all of it ran as fast as one large product"),
         ("fp32/last", OURS, LAST, ""),

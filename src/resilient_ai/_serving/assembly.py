@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -90,12 +90,15 @@ class Assembler:
             read.set_result(self._encoder(installed))
         except BaseException as exc:
             read.set_exception(exc)
-            making.result().close()
+            wait([making])
+            _close_made(making)
             raise
         encoder = read.result()
         try:
             return encoder, making.result()
         except BaseException:
+            # Who is interrupted while waiting leaves it under way.
+            making.add_done_callback(_close_made)
             close_encoder(encoder)
             raise
 
@@ -263,3 +266,9 @@ class Assembler:
     def _on_cpu(self, installed: InstalledModel) -> GraphChoice:
         """Half precision is slower than full on a CPU, so fp16 is for the devices before it alone."""
         return self._choose(installed, "auto" if self.precision == "fp16" else self.precision)
+
+
+def _close_made(making: Future[FallbackManager]) -> None:
+    """Close what was made, if anything was."""
+    if making.exception() is None:
+        making.result().close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 from resilient_ai._inference.excerpts import Excerpts, index_tokenizer
 from resilient_ai._inference.prompts import SharedTokens
 from resilient_ai._inference.tokens import TextEncoder
-from resilient_ai._models.landing import write_whole
+from resilient_ai._models.landing import make_folder, write_whole
 from resilient_ai._serving.threads import start_thread
 from resilient_ai._telemetry.log import log
 from resilient_ai.errors import ConfigurationError, Overloaded, ResilientAIError
@@ -140,7 +141,10 @@ def keep_index(tokenizer: Path, place: Path) -> None:
     """Make the index of a large tokenizer and keep it; an empty file for one that cannot be cut."""
     try:
         is_known = place.is_file() and place.stat().st_size == 0
-        if tokenizer.stat().st_size >= _LARGE and not is_known:
+        if tokenizer.stat().st_size < _LARGE or is_known:
+            return
+        make_folder(place.parent)
+        if os.access(place.parent, os.W_OK):  # or a second would be spent at every start, for nothing
             write_whole(place, index_tokenizer(tokenizer.read_bytes()) or b"")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigurationError) as exc:
         log.info("there is no index of a tokenizer; it is read as a whole at every start", error=str(exc))

@@ -214,6 +214,14 @@ def test_a_folder_that_cannot_be_written_is_no_error(tokenizer, tmp_path):
     assert read_index(tokenizer, tmp_path / "file" / "x.excerpts") is None
 
 
+def test_no_index_is_made_that_cannot_be_kept(tokenizer, tmp_path, monkeypatch):
+    """In a folder that cannot be written an index would be made anew, in vain, at every start."""
+    monkeypatch.setattr(gradual, "index_tokenizer", lambda _: pytest.fail("an index was made"))
+    monkeypatch.setattr(gradual.os, "access", lambda *_: False)
+    keep_index(tokenizer, tmp_path / "x.excerpts")
+    assert not (tmp_path / "x.excerpts").exists()
+
+
 def test_a_second_start_reads_the_tokenizer_later(tmp_path, monkeypatch):
     """From the second start on a large tokenizer is read gradually, with the ids of the first start."""
     monkeypatch.setattr(gradual, "_LARGE", 0)
